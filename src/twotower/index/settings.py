@@ -1,0 +1,22 @@
+"""Settings of the vector index."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+
+__all__ = ["EngineName", "IndexSettings"]
+
+EngineName = Literal["auto", "exact", "faiss_ivf", "faiss_hnsw"]
+
+
+class IndexSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Which engine searches the item vectors."""
+
+    engine: EngineName = "auto"
+    """auto: exact up to `exact_max_items` items, Faiss IVF above."""
+    exact_max_items: Annotated[int, msgspec.Meta(ge=0)] = 100_000
+    """Largest corpus that auto searches exactly."""
+    ann_recall_target: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.95
+    """Recall of the approximate search against the exact one that its setting must reach."""

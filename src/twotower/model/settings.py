@@ -1,0 +1,42 @@
+"""Settings of the towers."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+__all__ = ["ModelSettings", "PopularitySettings"]
+
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+
+
+class PopularitySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One more coordinate that carries log decayed popularity; off by default.
+
+    With a weight above zero the score is an inner product, cosine + weight x temperature x log
+    decayed popularity, and no longer a cosine.
+    """
+
+    weight: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    """Weight of the log decayed popularity in the logit; 0 switches the coordinate off."""
+    half_life_h: Annotated[float, msgspec.Meta(gt=0)] = 24.0
+    """Hours after which a click counts half."""
+
+
+class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Shapes of the user tower and the item tower."""
+
+    vector_dim: Positive = 64
+    """Dimension of user and item vectors."""
+    id_dim: Positive = 32
+    """Dimension of the user and the item ID embeddings."""
+    history_dim: Positive = 64
+    """Dimension of the history item table, which is frozen within the day."""
+    feature_dim: Positive = 8
+    """Dimension of each categorical and multi-valued feature's embedding."""
+    hidden: tuple[Positive, ...] = (128,)
+    """Widths of the hidden layers of both towers."""
+    history_length: Annotated[int, msgspec.Meta(ge=0)] = 50
+    """Most recent positives of a user that are pooled; 0 switches the history off."""
+    popularity: PopularitySettings = PopularitySettings()

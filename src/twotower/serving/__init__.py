@@ -1,0 +1,1 @@
+"""Serving: user tower live, index searched, answers that name their generation."""
