@@ -1,0 +1,81 @@
+"""The command `twotower`: its options, its groups of commands, and what an error looks like.
+
+A group is one module of this folder with a function `register(app)`. Groups import what they
+run inside their commands, so that `twotower --help` loads no engine.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Annotated, Final
+
+import typer
+
+from twotower.cli import output
+from twotower.errors import TwoTowerError
+
+__all__ = ["app", "main"]
+
+_GROUPS: Final = ("import_", "full", "generations", "retrieve")
+
+app: Final = typer.Typer(
+    name="twotower",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if not wanted:
+        return
+    from importlib.metadata import version
+
+    output.console.print(f"twotower {version('twotower')}", markup=False)
+    raise typer.Exit
+
+
+@app.callback()
+def configure(
+    verbose: Annotated[
+        int,
+        typer.Option(
+            "--verbose", "-v", count=True, show_default=False, help="Show more of what happens."
+        ),
+    ] = 0,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Show results and errors only.")
+    ] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Two-tower retrieval: import a click log, train it night by night, publish, retrieve.
+
+    Example: twotower retrieve --user 712 -k 20
+    """
+    output.configure(-1 if quiet else verbose)
+
+
+def _register_groups() -> None:
+    for group in _GROUPS:
+        if find_spec(f"twotower.cli.{group}") is not None:
+            import_module(f"twotower.cli.{group}").register(app)
+
+
+_register_groups()
+
+
+def main() -> None:
+    """Runs the command line; what this package refuses becomes one line and an exit code."""
+    try:
+        app()
+    except TwoTowerError as error:
+        output.print_error(str(error))
+        sys.exit(error.exit_code)

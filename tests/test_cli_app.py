@@ -1,0 +1,110 @@
+"""The command line as a user meets it: help, version, mistakes, errors."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+import typer
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from twotower.cli import app as cli
+from twotower.errors import CorruptArtifact, DataError, GateRefused
+
+HEAVY = {"torch", "polars", "onnxruntime", "faiss", "numpy", "scipy", "implicit", "pyarrow"}
+
+
+def run_twotower(*arguments: str) -> subprocess.CompletedProcess[str]:
+    code = "import sys; from twotower.cli.app import main; sys.argv[0] = 'twotower'; main()"
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+def command_paths(
+    command: object, path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Every command with the words that call it, and its help text."""
+    children = getattr(command, "commands", {})
+    if path and not children:
+        yield path, getattr(command, "help", None) or ""
+    for name, child in children.items():
+        yield from command_paths(child, (*path, name))
+
+
+def test_help_loads_no_engine() -> None:
+    code = (
+        "import sys, twotower.cli.app as cli\n"
+        "try:\n    cli.app(['--help'])\nexcept SystemExit:\n    pass\n"
+        "print(*sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert "Usage: " in done.stdout
+    assert HEAVY.isdisjoint(done.stderr.split())
+
+
+def test_version_names_the_package() -> None:
+    done = run_twotower("--version")
+    assert (done.returncode, done.stdout.split()[0]) == (0, "twotower")
+
+
+def test_a_mistyped_command_gets_a_suggestion() -> None:
+    paths = [path for path, _ in command_paths(get_command(cli.app))]
+    assert paths, "no command is registered"
+    done = run_twotower(paths[0][0] + "x")
+    assert done.returncode == 2
+    assert f"Did you mean '{paths[0][0]}'" in " ".join(done.stderr.split())
+
+
+def test_every_command_has_a_runnable_example() -> None:
+    without = [
+        " ".join(path)
+        for path, text in command_paths(get_command(cli.app))
+        if f"Example: twotower {' '.join(path)}" not in " ".join(text.split())
+    ]
+    assert without == []
+
+
+@pytest.mark.parametrize(
+    ("error", "exit_code"),
+    [(DataError("bad\nrow"), 1), (GateRefused("no"), 3), (CorruptArtifact("torn [x]"), 4)],
+)
+def test_a_refusal_is_one_line_and_an_exit_code(
+    error: Exception,
+    exit_code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def refuse() -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "app", refuse)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    captured = capsys.readouterr()
+    assert stopped.value.code == exit_code
+    assert captured.out == ""
+    assert captured.err.splitlines() == ["error: " + " ".join(str(error).split("\n"))]
+
+
+def test_quiet_shows_errors_only(capsys: pytest.CaptureFixture[str]) -> None:
+    import logging
+
+    small = typer.Typer()
+    small.callback()(cli.configure)
+
+    @small.command()
+    def work() -> None:
+        logging.getLogger("twotower").info("began rows=%d", 3)
+
+    assert "began rows=3" in CliRunner().invoke(small, ["work"]).stderr
+    assert CliRunner().invoke(small, ["-q", "work"]).stderr == ""
