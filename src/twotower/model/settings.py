@@ -39,4 +39,8 @@ class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """Widths of the hidden layers of both towers."""
     history_length: Annotated[int, msgspec.Meta(ge=0)] = 50
     """Most recent positives of a user that are pooled; 0 switches the history off."""
+    init_std: Annotated[float, msgspec.Meta(gt=0)] = 0.1
+    """Standard deviation of an embedding's first values."""
+    id_init_std: Annotated[float, msgspec.Meta(gt=0)] = 0.02
+    """The same for user ID embeddings, most of which see few examples."""
     popularity: PopularitySettings = PopularitySettings()

@@ -1,0 +1,72 @@
+"""From scores to the logits that enter a loss: temperature, popularity, logQ, masks.
+
+Corrected logits are for training only: at serving the score is what it is.
+Legend: `B` examples, `C` columns (in-batch ones first), `k` chosen negatives a row.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from twotower.model.negatives import accidental_hits, choose_columns
+
+__all__ = ["Columns", "LogitRules", "training_logits"]
+
+
+class Columns(NamedTuple):
+    """The items that every row of a batch is scored against; row `i`'s positive is column `i`."""
+
+    items: Tensor
+    """`int64[C]` item positions."""
+    log_count: Tensor
+    """`float32[C]`, log of the expected count among the sampled columns."""
+    log_popularity: Tensor
+    """`float32[C]`, zeros when the model has no popularity coordinate."""
+
+
+class LogitRules(NamedTuple):
+    """The settings by which scores become logits."""
+
+    temperature: float
+    popularity_weight: float
+    correct_positive: bool
+    in_batch: bool
+    per_positive: int | None
+    """Negatives chosen a row; None for all."""
+
+
+def training_logits(
+    scores: Tensor, columns: Columns, rules: LogitRules, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Return the logits of the positives `[B]` and of the negatives `[B, C]` or `[B, k]`.
+
+    `logit = score / temperature + weight x log popularity - log expected count`, the correction
+    of Yi et al. 2019 (equation 3). A column that holds the row's own positive is minus infinity.
+
+    Args:
+        scores: `[B, C]` cosines.
+        columns: what the columns hold.
+        rules: settings.
+        generator: chooses the negatives when not all are used.
+    """
+    num_rows, num_columns = scores.shape
+    plain = scores / rules.temperature + rules.popularity_weight * columns.log_popularity
+    logits = plain - columns.log_count
+    positives = (logits if rules.correct_positive else plain).diagonal()
+    hits = accidental_hits(columns.items[:num_rows], columns.items)
+    negatives = logits.masked_fill(hits, -torch.inf)
+    first = 0 if rules.in_batch else num_rows
+    negatives = negatives[:, first:]
+    if rules.per_positive is None:
+        return positives, negatives
+    width = num_columns - first
+    chosen = choose_columns(num_rows, width, rules.per_positive, generator)
+    # Only k of the columns are drawn, so every expected count shrinks by k / width.
+    shrink = math.log(rules.per_positive / width)
+    if rules.correct_positive:
+        positives = positives - shrink
+    return positives, negatives.gather(1, chosen) - shrink

@@ -1,0 +1,202 @@
+"""The user tower, the item tower, and the pair that shares one vector space.
+
+A tower is dense: it maps looked-up embeddings and numbers to a unit vector. The embedding tables
+stand beside it, so that ID rows can be trained, published and served by themselves.
+Legend: `B` inputs, `F` categorical fields, `M` numeric ones, `G` multi-valued ones of up to `L`
+values, `D` vector dimension.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from twotower.model.embedding_table import EmbeddingTable, Lookup
+from twotower.model.settings import ModelSettings
+
+__all__ = ["FeatureShape", "Features", "History", "Tower", "TwoTower"]
+
+
+class FeatureShape(NamedTuple):
+    """How many fields of each kind a side has, and the rows of its feature table."""
+
+    num_categorical: int
+    num_numeric: int
+    num_multi: int
+    num_rows: int
+
+    def input_dim(self, feature_dim: int) -> int:
+        """Return the width of a side's features at the tower's first layer."""
+        return (self.num_categorical + self.num_multi) * feature_dim + 2 * self.num_numeric
+
+
+class Features(NamedTuple):
+    """Encoded features of `B` users or items."""
+
+    categorical: Tensor
+    """`int64[B, F]`, rows of the side's feature table."""
+    numeric: Tensor
+    """`float32[B, 2 M]`, value and presence."""
+    multi: Tensor
+    """`int64[B, G, L]`, rows, -1 where there is none; each field has at least one."""
+
+
+class History(NamedTuple):
+    """Item rows of `B` users' recent positives."""
+
+    rows: Tensor
+    """`int64[H]`, all histories one after the other."""
+    offsets: Tensor
+    """`int64[B]`, the start of each history."""
+
+
+class Tower(nn.Module):
+    """A multi-layer perceptron with ReLU whose output has unit length."""
+
+    def __init__(
+        self, input_dim: int, hidden: tuple[int, ...], vector_dim: int, generator: torch.Generator
+    ) -> None:
+        super().__init__()
+        dims = (input_dim, *hidden, vector_dim)
+        self.layers = nn.ModuleList(nn.Linear(source, target) for source, target in pairwise(dims))
+        for layer in self.linear_layers():
+            bound = 1 / math.sqrt(layer.in_features)
+            with torch.no_grad():
+                layer.weight.uniform_(-bound, bound, generator=generator)
+                layer.bias.zero_()
+
+    def linear_layers(self) -> Iterator[nn.Linear]:
+        """Yield the layers from input to output."""
+        for layer in self.layers:
+            assert isinstance(layer, nn.Linear)
+            yield layer
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return unit vectors.
+
+        Args:
+            inputs: `[B, input_dim]`.
+
+        Returns:
+            `[B, D]`.
+        """
+        *hidden, last = self.linear_layers()
+        for layer in hidden:
+            inputs = functional.relu(layer(inputs))
+        return functional.normalize(last(inputs), dim=1)
+
+
+class TwoTower:
+    """Both towers with their embedding tables."""
+
+    TABLES = ("user_id", "history", "user_feature", "item_id", "item_feature")
+
+    def __init__(
+        self, user_tower: Tower, item_tower: Tower, tables: dict[str, EmbeddingTable]
+    ) -> None:
+        self.user_tower = user_tower
+        self.item_tower = item_tower
+        self.tables = tables
+
+    @classmethod
+    def create(
+        cls,
+        settings: ModelSettings,
+        *,
+        user_shape: FeatureShape,
+        item_shape: FeatureShape,
+        num_user_rows: int,
+        num_item_rows: int,
+        generator: torch.Generator,
+    ) -> TwoTower:
+        """Return a pair of the given shapes with random parameters.
+
+        Args:
+            settings: dimensions.
+            user_shape: of the users' features.
+            item_shape: of the items' features.
+            num_user_rows: rows of the user ID table, the unknown-ID row included.
+            num_item_rows: the same for items; also that of the history table.
+            generator: source of all randomness.
+        """
+
+        def table(num_rows: int, dim: int, std: float) -> EmbeddingTable:
+            return EmbeddingTable.create(num_rows, dim, std=std, generator=generator)
+
+        tables = {
+            "user_id": table(num_user_rows, settings.id_dim, settings.id_init_std),
+            "history": table(num_item_rows, settings.history_dim, settings.init_std),
+            "user_feature": table(user_shape.num_rows, settings.feature_dim, settings.init_std),
+            "item_id": table(num_item_rows, settings.id_dim, settings.init_std),
+            "item_feature": table(item_shape.num_rows, settings.feature_dim, settings.init_std),
+        }
+        user_dim = settings.id_dim + user_shape.input_dim(settings.feature_dim)
+        item_dim = settings.id_dim + item_shape.input_dim(settings.feature_dim)
+        if settings.history_length:
+            user_dim += settings.history_dim
+        return cls(
+            Tower(user_dim, settings.hidden, settings.vector_dim, generator),
+            Tower(item_dim, settings.hidden, settings.vector_dim, generator),
+            tables,
+        )
+
+    def dense_parameters(self) -> dict[str, nn.Parameter]:
+        """Return every weight that is no embedding row, by name."""
+        towers = {"user_tower": self.user_tower, "item_tower": self.item_tower}
+        return {
+            f"{side}.{name}": parameter
+            for side, tower in towers.items()
+            for name, parameter in tower.named_parameters()
+        }
+
+    def encode_users(
+        self, id_rows: Tensor, features: Features, history: History | None
+    ) -> tuple[Tensor, list[Lookup]]:
+        """Return user vectors `[B, D]` and the look-ups to be moved after `backward`.
+
+        Args:
+            id_rows: `int64[B]`, rows of the user ID table.
+            features: of the users.
+            history: recent positives, None when the model has no history.
+        """
+        ids = self.tables["user_id"].lookup(id_rows)
+        parts, lookups = [ids.embed()], [ids]
+        if history is not None:
+            past = self.tables["history"].lookup(history.rows)
+            parts.append(past.pool(history.offsets))
+            lookups.append(past)
+        side, looked_up = self._embed(self.tables["user_feature"], features)
+        return self.user_tower(torch.cat([*parts, *side], 1)), [*lookups, *looked_up]
+
+    def encode_items(self, id_rows: Tensor, features: Features) -> tuple[Tensor, list[Lookup]]:
+        """Return item vectors `[B, D]` and the look-ups to be moved after `backward`.
+
+        Args:
+            id_rows: `int64[B]`, rows of the item ID table.
+            features: of the items.
+        """
+        ids = self.tables["item_id"].lookup(id_rows)
+        side, looked_up = self._embed(self.tables["item_feature"], features)
+        return self.item_tower(torch.cat([ids.embed(), *side], 1)), [ids, *looked_up]
+
+    @staticmethod
+    def _embed(table: EmbeddingTable, features: Features) -> tuple[list[Tensor], list[Lookup]]:
+        size, fields = features.categorical.shape
+        num_multi = features.multi.shape[1]
+        if fields + num_multi == 0:
+            return [features.numeric], []
+        present = features.multi >= 0
+        singles = features.categorical.flatten()
+        looked_up = table.lookup(torch.cat([singles, features.multi[present]]))
+        parts = [looked_up.embed(0, len(singles)).reshape(size, -1)]
+        if num_multi:
+            counts = present.sum(2).flatten()
+            offsets = counts.cumsum(0) - counts
+            parts.append(looked_up.pool(offsets, start=len(singles)).reshape(size, -1))
+        return [*parts, features.numeric], [looked_up]
