@@ -1,0 +1,83 @@
+# One environment in .venv serves every target; it is made when it is missing.
+# An existing .venv is kept, with its torch where that fits pyproject.toml.
+# No target needs root, and after the installation none needs a network.
+
+PYTHON ?= python3
+PIP_ARGS ?=
+PYTEST_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO_INSTALLED := $(VENV)/.installed-demo
+DEV_INSTALLED := $(VENV)/.installed-dev
+BENCH_INSTALLED := $(VENV)/.installed-bench
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_ARGS)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help preflight install demo test test-effects test-faults tune check bench-env clean
+
+help: ## show this list
+	@echo "make TARGET [PYTHON=python3.12] [PIP_ARGS='--no-index --find-links DIR']"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' Makefile
+
+preflight: ## say what this machine lacks for the demo, a line each
+	@command -v $(PYTHON) > /dev/null || [ -x $(BIN)/python ] || { \
+	  echo "preflight MISSING  '$(PYTHON)' is not there; install Python 3.10 to 3.13, or name" \
+	       "one: make demo PYTHON=/path/to/python3.13"; exit 1; }
+	@$$(command -v $(PYTHON) || echo $(BIN)/python) scripts/preflight.py \
+	  --venv $(VENV) --make-version "$(MAKE_VERSION)"
+
+$(BIN)/python:
+	@$(MAKE) --no-print-directory preflight
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+
+$(DEMO_INSTALLED): pyproject.toml | $(BIN)/python
+	@echo "installing twotower[demo] into $(VENV)"
+	@$(BIN)/python -m pip --version > /dev/null 2>&1 || $(BIN)/python -m ensurepip
+	@$(PIP_INSTALL) --editable '.[demo]'
+	@touch $@
+
+$(DEV_INSTALLED): pyproject.toml | $(BIN)/python
+	@echo "installing twotower[dev] into $(VENV)"
+	@$(BIN)/python -m pip --version > /dev/null 2>&1 || $(BIN)/python -m ensurepip
+	@$(PIP_INSTALL) --editable '.[dev]'
+	@touch $@ $(DEMO_INSTALLED)
+
+$(BENCH_INSTALLED): pyproject.toml | $(BIN)/python
+	@echo "installing twotower[bench] into $(VENV)"
+	@$(BIN)/python -m pip --version > /dev/null 2>&1 || $(BIN)/python -m ensurepip
+	@$(PIP_INSTALL) --editable '.[bench]'
+	@touch $@ $(DEMO_INSTALLED)
+
+install: $(DEV_INSTALLED) ## make .venv with everything that tests and checks use
+
+demo: preflight $(DEMO_INSTALLED) ## import a real feed log, train it night by night, publish, retrieve
+	@$(BIN)/python examples/kuairand/demo.py
+
+tune: $(DEMO_INSTALLED) ## make the tuning tables again, on the tuning days only
+	@$(BIN)/python examples/kuairand/tune.py
+
+test: $(DEV_INSTALLED) ## the tests, at most 10 minutes on 2 cores
+	$(BIN)/python -m pytest tests -m "not slow" $(PYTEST_ARGS)
+
+test-effects: $(DEV_INSTALLED) ## break the code on purpose, formula by formula: the tests must notice
+	$(BIN)/python scripts/mutate.py tests/mutations.toml
+
+test-faults: $(DEV_INSTALLED) ## the long checks: slow tests, then test-effects
+	$(BIN)/python -m pytest tests -m slow $(PYTEST_ARGS)
+	@$(MAKE) --no-print-directory test-effects
+
+check: $(DEV_INSTALLED) ## ruff, its formatting, and mypy in strict mode
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench-env: $(BENCH_INSTALLED) ## add to .venv what the benchmarks use
+	@$(BIN)/python -m pip list --disable-pip-version-check
+
+clean: ## remove caches, builds and the demo's output; .venv and your own data stay
+	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis demo-report.json
+	rm -rf examples/*/twotower-data examples/*/twotower-data-*
+	find src tests scripts examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
