@@ -1,0 +1,39 @@
+"""Settings of publishing: the bars of the gates and the sizes of their samples."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+__all__ = ["GateSettings", "PublishingSettings"]
+
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+
+
+class GateSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a candidate must reach before it can become live without `--force`."""
+
+    max_mean_cosine: Share = 0.9
+    """Mean cosine of two different item vectors at which the towers count as collapsed."""
+    ann_recall_at_100: Share = 0.95
+    """Lowest recall of the built index against exact search."""
+    max_tower_difference: Annotated[float, msgspec.Meta(gt=0)] = 1e-5
+    """Largest difference of a coordinate between the trainer's and the served user vector."""
+    max_corpus_loss: Share = 0.1
+    """Share of the parent's corpus that may disappear in one generation."""
+
+
+class PublishingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How a generation is written and judged."""
+
+    gates: GateSettings = GateSettings()
+    num_probe_users: Positive = 500
+    """Users whose vectors measure the ANN recall and the agreement of the towers."""
+    batch_rows: Positive = 1024
+    """Users or items that go through a tower at once while publishing."""
+    threads: Positive = 1
+    """Threads of one tower call."""
+    lock_timeout_s: Annotated[float, msgspec.Meta(ge=0)] = 10.0
+    """How long an activation waits for another one to end."""

@@ -1,0 +1,255 @@
+"""The model store: a folder of generations, one of which is live.
+
+    generations/
+      CURRENT               what is live, replaced by an atomic rename
+      activations.jsonl     audit: every activation and roll-back
+      g-000001/ …           immutable generations
+      .staging-g-000007/    a publish that is running, or was killed: swept by the next publish
+      .publish.lock  .activate.lock
+
+Two locks, because a roll-back must never wait for a publish. A publish writes aside, fsyncs every
+file and every folder, renames, and fsyncs the parent; nothing becomes live by it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Final
+
+from twotower.errors import CorruptArtifact, GateRefused, NotReady
+from twotower.publishing.activation import (
+    Action,
+    Activation,
+    append_audit,
+    read_audit,
+    read_current,
+    write_current,
+)
+from twotower.publishing.durable import Step, at_nothing, exclusive, fsync_folder
+from twotower.publishing.generation import Generation
+from twotower.publishing.manifest import check_name, is_name
+from twotower.publishing.staging import Staging
+
+__all__ = ["GENERATIONS", "ModelStore", "utc_text"]
+
+GENERATIONS: Final = "generations"
+_STAGING: Final = ".staging-"
+
+
+class ModelStore:
+    """The generations below `data_path`. Safe between processes; reading takes no lock."""
+
+    def __init__(
+        self,
+        data_path: Path,
+        *,
+        lock_timeout_s: float = 10.0,
+        at_step: Step = at_nothing,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Name the store; nothing is read or made yet.
+
+        Args:
+            data_path: The project's data folder; the store is its folder `generations`.
+            lock_timeout_s: How long an activation waits for another one.
+            at_step: Called with the name of every step that a crash can fall after.
+            clock: Seconds since 1970, for the times that people read.
+        """
+        self.root = data_path / GENERATIONS
+        self._lock_timeout_s = lock_timeout_s
+        self._at_step = at_step
+        self._clock = clock
+
+    def names(self) -> list[str]:
+        """Return the names of all published generations, oldest first."""
+        if not self.root.is_dir():
+            return []
+        found = [name for name in os.listdir(self.root) if is_name(name)]
+        return sorted(found, key=lambda name: (len(name), name))
+
+    def live(self) -> Activation | None:
+        """Return what is live, None before the first activation.
+
+        Raises:
+            CorruptArtifact: `CURRENT` is damaged.
+        """
+        return read_current(self.root)
+
+    def activations(self) -> list[Activation]:
+        """Return every recorded activation and roll-back, oldest first."""
+        return read_audit(self.root)
+
+    def open(self, name: str | None = None, *, verify: bool = True) -> Generation:
+        """Open the generation `name`, or the live one.
+
+        Raises:
+            ConfigError: `name` is not the plain name of a generation.
+            NotReady: there is no such generation, or none is live.
+            CorruptArtifact: it is damaged, or not the one that was activated.
+        """
+        if name is not None:
+            return Generation.open(self._existing(name), verify=verify)
+        return self.open_live(verify=verify)[0]
+
+    def open_live(self, *, verify: bool = True) -> tuple[Generation, Activation]:
+        """Open the live generation and return it with the activation that made it live."""
+        activation = self.live()
+        if activation is None:
+            raise NotReady(
+                f"no generation is live in {self.root}; publish one with: twotower full; "
+                "or make one live with: twotower generations activate NAME"
+            )
+        generation = Generation.open(self._existing(activation.generation), verify=verify)
+        if generation.digest != activation.manifest:
+            raise CorruptArtifact(
+                f"generation '{generation.name}' is not the one that was activated: its manifest "
+                "has another checksum; nothing of it was loaded; activate another generation"
+            )
+        return generation, activation
+
+    def _existing(self, name: str) -> Path:
+        path = self.root / check_name(name)
+        if not os.path.lexists(path):
+            known = ", ".join(self.names()[-5:]) or "none"
+            raise NotReady(f"there is no generation '{name}'; the last ones published: {known}")
+        return path
+
+    def activate(self, name: str, *, force: bool = False, reason: str = "") -> Activation:
+        """Verify the generation `name` and make it live; nothing happens if it is live already.
+
+        Args:
+            name: A published generation.
+            force: Activate it although gates refused it; the audit names them.
+            reason: Why, for the audit.
+
+        Raises:
+            GateRefused: a gate refused it, and `force` was not given.
+            ConfigError, NotReady, CorruptArtifact: as `open`.
+        """
+        generation = self.open(name)
+        forced = _refused_gates(generation, force)
+        with self._activating():
+            return self._make_live(generation, "activate", forced, reason)
+
+    def roll_back(self, *, reason: str = "") -> Activation:
+        """Make the generation live again that was live before the current one.
+
+        Rolling back a roll-back therefore returns to where one was. The sequence number grows.
+
+        Raises:
+            NotReady: nothing was live before, or it is there no more.
+            CorruptArtifact: it is damaged.
+        """
+        with self._activating():
+            last = self._last()
+            if last is None or last.previous is None:
+                raise NotReady("no generation was live before the current one; nothing was changed")
+            return self._make_live(self.open(last.previous), "roll_back", [], reason)
+
+    @contextlib.contextmanager
+    def _activating(self) -> Iterator[None]:
+        self._make_root()
+        lock = self.root / ".activate.lock"
+        with exclusive(lock, "activating a generation", self._lock_timeout_s):
+            yield
+
+    def _last(self) -> Activation | None:
+        """Return `CURRENT`, or the newest audit line where `CURRENT` is damaged or lost."""
+        with contextlib.suppress(CorruptArtifact):
+            if (current := self.live()) is not None:
+                return current
+        return max(self.activations(), key=lambda record: record.sequence, default=None)
+
+    def _make_live(
+        self, generation: Generation, action: Action, forced: list[str], reason: str
+    ) -> Activation:
+        last = self._last()
+        self._at_step("activate.locked")
+        if last is not None:
+            append_audit(self.root, last)
+            if last.manifest == generation.digest and self._is_current(last):
+                return last
+        activation = write_current(
+            self.root,
+            Activation(
+                generation=generation.name,
+                sequence=1 + max((record.sequence for record in self.activations()), default=0),
+                activated_at=utc_text(self._clock()),
+                action=action,
+                previous=last.generation if last else None,
+                manifest=generation.digest,
+                forced=forced,
+                reason=reason,
+                by=f"uid {os.getuid()}",
+            ),
+            self._activation_step,
+        )
+        append_audit(self.root, activation)
+        self._at_step("activate.audit")
+        return activation
+
+    def _activation_step(self, step: str) -> None:
+        self._at_step(f"activate.{step}")
+
+    def _is_current(self, activation: Activation) -> bool:
+        try:
+            return self.live() == activation
+        except CorruptArtifact:
+            return False
+
+    @contextlib.contextmanager
+    def stage(self) -> Iterator[Staging]:
+        """Give a folder to write the next generation into, and remove it unless it was committed.
+
+        Raises:
+            NotReady: another publish is running.
+        """
+        self._make_root()
+        with exclusive(self.root / ".publish.lock", "publishing", 0.0):
+            self._sweep()
+            name = self._next_name()
+            staging = Staging(name, self.root / f"{_STAGING}{name}", self._at_step)
+            try:
+                yield staging
+            finally:
+                shutil.rmtree(staging.path, ignore_errors=True)
+
+    def _make_root(self) -> None:
+        if not self.root.is_dir():
+            self.root.mkdir(parents=True)
+            fsync_folder(self.root.parent)
+
+    def _sweep(self) -> None:
+        for orphan in self.root.glob(f"{_STAGING}*"):
+            shutil.rmtree(orphan)
+        self._at_step("stage.swept")
+
+    def _next_name(self) -> str:
+        known = [*self.names(), *(record.generation for record in self.activations())]
+        return f"g-{max((int(name[2:]) for name in known), default=0) + 1:06d}"
+
+
+def _refused_gates(generation: Generation, force: bool) -> list[str]:
+    refused = generation.manifest.refused
+    if refused and not force:
+        findings = "; ".join(
+            f"gate '{result.gate}' measured {result.measured:.4f}, needs {result.needs}"
+            for result in refused
+        )
+        raise GateRefused(
+            f"{findings}; the live generation is unchanged; '{generation.name}' is kept for "
+            f"inspection, or overrule with: twotower generations activate {generation.name} --force"
+        )
+    return [result.gate for result in refused]
+
+
+def utc_text(seconds: float) -> str:
+    """Return `seconds` since 1970 as ISO 8601 text in UTC, with milliseconds."""
+    moment = datetime.fromtimestamp(seconds, tz=timezone.utc)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
