@@ -1,0 +1,102 @@
+"""One interface, one file per engine; numpy in, numpy out.
+
+An engine is added by one entry in `_BUILDERS`, one in `_OPENERS`, and passing `contract.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final
+
+from twotower.errors import ConfigError, CorruptArtifact
+from twotower.index.exact import ExactIndex, open_exact
+from twotower.index.faiss import FaissIndex, open_faiss
+from twotower.index.faiss_native import Hnsw, Ivf
+from twotower.index.interface import (
+    FloatArray,
+    IntArray,
+    SearchResult,
+    TunableIndex,
+    VectorIndex,
+)
+from twotower.index.settings import IndexSettings
+from twotower.index.storage import IndexHeader, read_header
+from twotower.index.tuning import tune
+
+__all__ = [
+    "SearchResult",
+    "TunableIndex",
+    "VectorIndex",
+    "build_index",
+    "choose_engine",
+    "open_index",
+]
+
+_BUILDERS: Final[Mapping[str, Callable[[IntArray, FloatArray, int], VectorIndex]]] = {
+    "exact": lambda ids, vectors, _: ExactIndex.build(ids, vectors),
+    "faiss_ivf": lambda ids, vectors, seed: FaissIndex.build(Ivf(), ids, vectors, seed),
+    "faiss_hnsw": lambda ids, vectors, seed: FaissIndex.build(Hnsw(), ids, vectors, seed),
+}
+_OPENERS: Final[Mapping[str, Callable[[Path, IndexHeader, bool], VectorIndex]]] = {
+    "exact": open_exact,
+    "faiss_ivf": lambda folder, header, mmap: open_faiss(Ivf(), folder, header, mmap),
+    "faiss_hnsw": lambda folder, header, mmap: open_faiss(Hnsw(), folder, header, mmap),
+}
+
+
+def choose_engine(engine: str, num_items: int, settings: IndexSettings) -> str:
+    """Return the engine that `engine` stands for: "auto" is exact up to the settings' limit."""
+    if engine != "auto":
+        return engine
+    return "exact" if num_items <= settings.exact_max_items else "faiss_ivf"
+
+
+def build_index(
+    engine: str,
+    ids: IntArray,
+    vectors: FloatArray,
+    settings: IndexSettings,
+    seed: int = 0,
+    queries: FloatArray | None = None,
+    k: int = 100,
+) -> VectorIndex:
+    """Return an index of items `ids[N]`, `vectors[N, D]`.
+
+    Args:
+        engine: "auto", "exact", "faiss_ivf" or "faiss_hnsw".
+        queries: Real user vectors `float32[n, D]`, about 500: an approximate engine gets the
+            smallest effort that reaches `settings.ann_recall_target` at `k` on them. Without any
+            it keeps a generous one that nothing was measured with.
+
+    Raises:
+        ConfigError: there is no such engine.
+        DataError: labels or vectors are refused.
+        MissingExtra: the engine's package is not installed.
+    """
+    name = choose_engine(engine, len(ids), settings)
+    if name not in _BUILDERS:
+        raise ConfigError(
+            f"unknown index engine {engine!r}; known: auto, {', '.join(sorted(_BUILDERS))}"
+        )
+    index = _BUILDERS[name](ids, vectors, seed)
+    if queries is not None and len(queries) and isinstance(index, TunableIndex):
+        tune(index, queries, k, settings.ann_recall_target)
+    return index
+
+
+def open_index(folder: Path, mmap: bool = True) -> VectorIndex:
+    """Return a saved index; with `mmap` its vectors stay on disk, shared between processes.
+
+    Only for a folder whose checksums were verified: a native loader trusts its file.
+
+    Raises:
+        CorruptArtifact: the folder is foreign, altered, or of an engine this version lacks.
+    """
+    header = read_header(folder)
+    if header.engine not in _OPENERS:
+        raise CorruptArtifact(
+            f"the index in {folder} was not loaded: unknown engine {header.engine!r}, "
+            f"known: {', '.join(sorted(_OPENERS))}"
+        )
+    return _OPENERS[header.engine](folder, header, mmap)

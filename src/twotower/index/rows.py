@@ -1,0 +1,123 @@
+"""Labelled vectors in ascending order of their labels, and the exact search over them.
+
+Every engine keeps its items this way and never changes such a set in place: a change makes a new
+set, so that a search that began with the old one ends with it. Because the order is that of the
+labels, the lower column of two equal scores is also the lower label.
+Legend: `N` items, `n` queries, `D` dimensions, `K` asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from twotower.index.interface import (
+    PADDING,
+    BoolArray,
+    FloatArray,
+    IntArray,
+    SearchResult,
+    check_ids,
+)
+from twotower.index.top_k import top_k
+
+__all__ = ["VectorRows", "empty_rows", "make_rows"]
+
+_BLOCK_SCORES: Final = 8_000_000
+"""Scores held at a time by an exact search: 32 MB."""
+
+
+class VectorRows(NamedTuple):
+    """An immutable set of labelled vectors."""
+
+    ids: IntArray
+    """`int64[N]`, strictly ascending."""
+    vectors: FloatArray
+    """`float32[N, D]`, possibly memory-mapped."""
+
+    def find(self, ids: IntArray) -> IntArray:
+        """Return the row of each label, -1 where it is unknown."""
+        if len(self.ids) == 0:
+            return np.full(len(ids), PADDING, np.int64)
+        place = np.minimum(np.searchsorted(self.ids, ids), len(self.ids) - 1)
+        return np.where(self.ids[place] == ids, place, PADDING)
+
+    def known(self, ids: IntArray) -> IntArray:
+        """Return the distinct rows of those labels that are known, ascending."""
+        rows = np.unique(self.find(ids))
+        return rows[rows >= 0]
+
+    def take(self, rows: IntArray) -> VectorRows:
+        """Return a copy of the set's `rows`, which ascend."""
+        return VectorRows(self.ids[rows], self.vectors[rows])
+
+    def without(self, ids: IntArray) -> VectorRows:
+        """Return the set less those labels."""
+        gone = self.known(ids)
+        return self.take(np.delete(np.arange(len(self.ids)), gone)) if len(gone) else self
+
+    def with_items(self, ids: IntArray, vectors: FloatArray) -> VectorRows:
+        """Return the set with items added or replaced; of a repeated label the last one wins."""
+        kept = self.without(ids)
+        return make_rows(np.concatenate([kept.ids, ids]), np.concatenate([kept.vectors, vectors]))
+
+    def allowed_rows(self, allowed: BoolArray | IntArray) -> IntArray:
+        """Return the rows whose labels are allowed, ascending; see `VectorIndex.search`."""
+        wanted = np.asarray(allowed)
+        labels = np.flatnonzero(wanted) if wanted.dtype == np.bool_ else check_ids(wanted)
+        return self.known(labels)
+
+    def allowed_mask(self, allowed: BoolArray | IntArray) -> BoolArray:
+        """Return which rows' labels are allowed, `bool[N]`; see `VectorIndex.search`."""
+        mask = np.zeros(len(self.ids), np.bool_)
+        mask[self.allowed_rows(allowed)] = True
+        return mask
+
+    def search(
+        self, queries: FloatArray, k: int, exclude: Sequence[IntArray] | None = None
+    ) -> SearchResult:
+        """Return the best `k` rows of each query by scanning all of them, a block at a time."""
+        block = max(1, _BLOCK_SCORES // max(1, len(self.ids)))
+        answers = [
+            self._search_block(
+                queries[start : start + block],
+                k,
+                None if exclude is None else exclude[start : start + block],
+            )
+            for start in range(0, len(queries), block)
+        ]
+        if not answers:
+            return SearchResult(np.zeros((0, k), np.int64), np.zeros((0, k), np.float32))
+        return SearchResult(
+            np.concatenate([answer.ids for answer in answers]),
+            np.concatenate([answer.scores for answer in answers]),
+        )
+
+    def _search_block(
+        self, queries: FloatArray, k: int, exclude: Sequence[IntArray] | None
+    ) -> SearchResult:
+        scores = queries @ self.vectors.T
+        for row, labels in enumerate(exclude or ()):
+            scores[row, self.known(check_ids(labels))] = -np.inf
+        best = top_k(scores, k)
+        return SearchResult(self.labels(best.columns), best.scores)
+
+    def labels(self, rows: IntArray) -> IntArray:
+        """Return the label of each row, leaving -1 as it is; any shape."""
+        if len(self.ids) == 0:
+            return np.full(rows.shape, PADDING, np.int64)
+        return np.where(rows < 0, PADDING, self.ids[rows])
+
+
+def make_rows(ids: IntArray, vectors: FloatArray) -> VectorRows:
+    """Return a set of labelled vectors; of a repeated label the last one wins."""
+    _, last = np.unique(ids[::-1], return_index=True)
+    order = len(ids) - 1 - last
+    return VectorRows(ids[order], vectors[order])
+
+
+def empty_rows(dimensions: int) -> VectorRows:
+    """Return a set without items."""
+    return VectorRows(np.zeros(0, np.int64), np.zeros((0, dimensions), np.float32))

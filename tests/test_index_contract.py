@@ -1,0 +1,166 @@
+"""Every engine passes the contract suite, and what is particular to one of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from twotower.errors import ConfigError, CorruptArtifact, DataError
+from twotower.index import build_index, choose_engine, open_index
+from twotower.index.contract import IndexContract, random_items
+from twotower.index.exact import ExactIndex
+from twotower.index.faiss import FaissIndex
+from twotower.index.faiss_native import Hnsw, Ivf
+from twotower.index.interface import FloatArray, IntArray, SearchResult, VectorIndex
+from twotower.index.settings import IndexSettings
+from twotower.index.top_k import top_k
+from twotower.index.tuning import ann_recall, tune
+
+faiss = pytest.importorskip("faiss", reason="needs the extra 'serve'")
+
+
+class TestExact(IndexContract):
+    min_ann_recall = 1.0
+
+    def build(self, ids: IntArray, vectors: FloatArray) -> VectorIndex:
+        return build_index("exact", ids, vectors, IndexSettings())
+
+
+class TestFaissIvf(IndexContract):
+    def build(self, ids: IntArray, vectors: FloatArray) -> VectorIndex:
+        index = FaissIndex.build(Ivf(), ids, vectors, min_native_items=1)
+        index.effort = index.efforts()[-1]
+        return index
+
+
+class TestFaissHnsw(IndexContract):
+    def build(self, ids: IntArray, vectors: FloatArray) -> VectorIndex:
+        index = FaissIndex.build(Hnsw(), ids, vectors, min_native_items=1)
+        index.effort = index.efforts()[-1]
+        return index
+
+
+class TestFaissBelowItsLimit(IndexContract):
+    min_ann_recall = 1.0
+
+    def build(self, ids: IntArray, vectors: FloatArray) -> VectorIndex:
+        return FaissIndex.build(Ivf(), ids, vectors, min_native_items=2000)
+
+
+def _assert_equal(found: SearchResult, wanted: SearchResult) -> None:
+    assert (found.ids == wanted.ids).all()
+    assert np.allclose(found.scores, wanted.scores, atol=1e-5)
+
+
+def test_top_k_resolves_ties_by_the_lower_column() -> None:
+    scores = np.zeros((2, 1000), np.float32)
+    scores[1, 900] = 1
+    best = top_k(scores, 3)
+    assert best.columns.tolist() == [[0, 1, 2], [900, 0, 1]]
+
+
+def test_top_k_never_returns_minus_infinity() -> None:
+    scores = np.array([[-np.inf, 2, -np.inf, 3]], np.float32)
+    best = top_k(scores, 3)
+    assert best.columns.tolist() == [[3, 1, -1]]
+    assert best.scores.tolist() == [[3, 2, -np.inf]]
+
+
+def test_top_k_agrees_with_a_full_sort() -> None:
+    scores = np.random.default_rng(0).integers(0, 40, (50, 300)).astype(np.float32)
+    best = top_k(scores, 25)
+    assert (best.columns == np.argsort(-scores, axis=1, kind="stable")[:, :25]).all()
+
+
+def test_auto_is_exact_up_to_the_limit() -> None:
+    settings = IndexSettings(exact_max_items=10)
+    assert choose_engine("auto", 10, settings) == "exact"
+    assert choose_engine("auto", 11, settings) == "faiss_ivf"
+    assert choose_engine("exact", 11, settings) == "exact"
+
+
+def test_an_unknown_engine_is_refused() -> None:
+    with pytest.raises(ConfigError, match="known: auto, exact"):
+        build_index("flat", *random_items(3), IndexSettings())
+
+
+def test_an_unknown_engine_on_disk_is_not_loaded(tmp_path: Path) -> None:
+    build_index("exact", *random_items(3), IndexSettings()).save(tmp_path / "index")
+    header = tmp_path / "index" / "index.json"
+    header.write_bytes(header.read_bytes().replace(b'"exact"', b'"other"'))
+    with pytest.raises(CorruptArtifact, match="unknown engine 'other'"):
+        open_index(tmp_path / "index")
+
+
+@pytest.mark.parametrize("field", ["effort", "num_items", "dimensions"])
+def test_a_header_that_fits_no_longer_is_not_loaded(tmp_path: Path, field: str) -> None:
+    index = FaissIndex.build(Ivf(), *random_items(300), min_native_items=1)
+    index.save(tmp_path / "index")
+    header = tmp_path / "index" / "index.json"
+    header.write_bytes(header.read_bytes().replace(f'"{field}":'.encode(), f'"{field}":0'.encode()))
+    with pytest.raises(CorruptArtifact):
+        open_index(tmp_path / "index")
+
+
+def test_a_native_index_of_another_metric_is_not_loaded(tmp_path: Path) -> None:
+    index = FaissIndex.build(Hnsw(), *random_items(300), min_native_items=1)
+    index.save(tmp_path / "index")
+    other = faiss.IndexHNSWFlat(16, 32, faiss.METRIC_L2)
+    other.add(random_items(300)[1])
+    faiss.write_index(other, str(tmp_path / "other"))
+    with pytest.raises(CorruptArtifact, match="inner-product"):
+        Hnsw().open(tmp_path / "other", mmap=False, shape=(300, 16))
+
+
+@pytest.mark.parametrize("engine", [Ivf(), Hnsw()])
+def test_tuning_sets_the_smallest_effort_that_reaches_the_target(engine: Ivf | Hnsw) -> None:
+    ids, vectors = random_items(4000)
+    queries = random_items(200, seed=1)[1]
+    index = FaissIndex.build(engine, ids, vectors)
+    tuning = tune(index, queries, 10, 0.9)
+    assert tuning.reached
+    assert index.effort == tuning.effort == tuning.measured[-1][0]
+    assert all(recall < 0.9 for _, recall in tuning.measured[:-1])
+    exact = ExactIndex.build(ids, vectors).search(queries, 10)
+    assert ann_recall(index.search(queries, 10), exact) == tuning.ann_recall >= 0.9
+
+
+def test_the_chosen_effort_survives_saving(tmp_path: Path) -> None:
+    queries = random_items(100, seed=1)[1]
+    settings = IndexSettings(ann_recall_target=0.6)
+    index = build_index("faiss_ivf", *random_items(4000), settings, queries=queries, k=10)
+    index.save(tmp_path / "index")
+    opened = open_index(tmp_path / "index")
+    assert isinstance(index, FaissIndex)
+    assert isinstance(opened, FaissIndex)
+    assert opened.effort == index.effort < index.efforts()[-1]
+    _assert_equal(opened.search(queries, 10), index.search(queries, 10))
+
+
+def test_tuning_says_when_the_target_was_not_reached() -> None:
+    index = FaissIndex.build(Ivf(), *random_items(2000), min_native_items=1)
+    tuning = tune(index, random_items(20, seed=1)[1], 10, 1.01)
+    assert not tuning.reached
+    assert index.effort == index.efforts()[-1]
+
+
+def test_ann_recall_counts_what_was_found() -> None:
+    exact = SearchResult(np.array([[1, 2], [3, 4]]), np.zeros((2, 2), np.float32))
+    found = SearchResult(np.array([[2, 3], [3, -1]]), np.zeros((2, 2), np.float32))
+    assert ann_recall(found, exact) == 0.5
+    assert ann_recall(exact, exact) == 1.0
+    with pytest.raises(DataError):
+        ann_recall(SearchResult(exact.ids[:1], exact.scores[:1]), exact)
+
+
+def test_faiss_builds_are_repeatable_with_one_seed() -> None:
+    ids, vectors = random_items(3000)
+    queries = random_items(50, seed=1)[1]
+    answers = []
+    for seed in (1, 1):
+        index = FaissIndex.build(Ivf(), ids, vectors, seed)
+        index.effort = 2
+        answers.append(index.search(queries, 20))
+    _assert_equal(answers[0], answers[1])
