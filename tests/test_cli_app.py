@@ -100,7 +100,7 @@ def test_quiet_shows_errors_only(capsys: pytest.CaptureFixture[str]) -> None:
     import logging
 
     small = typer.Typer()
-    small.callback()(cli.configure)
+    small.callback()(cli.global_options)
 
     @small.command()
     def work() -> None:

@@ -16,7 +16,7 @@ import typer
 from twotower.cli import output
 from twotower.errors import TwoTowerError
 
-__all__ = ["app", "main"]
+__all__ = ["app", "global_options", "main"]
 
 _GROUPS: Final = ("import_", "full", "generations", "retrieve")
 
@@ -39,7 +39,7 @@ def _show_version(wanted: bool) -> None:
 
 
 @app.callback()
-def configure(
+def global_options(
     verbose: Annotated[
         int,
         typer.Option(
