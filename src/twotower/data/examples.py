@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from twotower.data.user_state import Ragged, append_ragged, take_ragged
 
-__all__ = ["Examples", "build_examples"]
+__all__ = ["Examples", "build_examples", "join_examples"]
 
 IntArray = npt.NDArray[np.int64]
 
@@ -38,7 +38,11 @@ class Examples(NamedTuple):
 
     def histories(self, indices: IntArray) -> Ragged:
         """Return the histories of some examples, oldest item first."""
-        return take_ragged(self.past, self.history_start[indices], self.history_end[indices])
+        return self.histories_between(self.history_start[indices], self.history_end[indices])
+
+    def histories_between(self, starts: IntArray, ends: IntArray) -> Ragged:
+        """Return `past.values[starts[i]:ends[i]]` as lists of their own."""
+        return take_ragged(self.past, starts, ends)
 
 
 def build_examples(
@@ -76,6 +80,16 @@ def build_examples(
     return Examples(
         event_id, user, item, event_time_ms, ones if weight is None else weight, past, starts, ends
     )
+
+
+def join_examples(first: Examples, second: Examples) -> Examples:
+    """Return the examples of both; they share one `past`."""
+    joined = {
+        name: np.concatenate([getattr(first, name), getattr(second, name)])
+        for name in Examples._fields
+        if name != "past"
+    }
+    return Examples(past=first.past, **joined)
 
 
 def _before_window(recent: Ragged, user: IntArray) -> IntArray:

@@ -183,6 +183,13 @@ class FeatureSpec:
         missing = [f.name for f in self.fields if f.is_missing(values.get(f.name))]
         return encoded, missing, [f.name for f in self.fields if f.name in unseen - set(missing)]
 
+    def missing_rows(self) -> npt.NDArray[np.int64]:
+        """Return for every row of the feature table the missing row of its field, `[num_rows]`."""
+        rows = np.arange(self.num_rows, dtype=np.int64)
+        for field in self.fields:
+            rows[list(field.rows)] = field.missing_row
+        return rows
+
     def decode(self, encoded: EncodedFeatures, index: int) -> dict[str, object]:
         """Return the readable values of the coded fields of one entity.
 

@@ -1,4 +1,4 @@
-"""From scores to the logits that enter a loss: temperature, popularity, logQ, masks.
+"""From scores to the logits that enter a loss: temperature, logQ, masks.
 
 Corrected logits are for training only: at serving the score is what it is.
 Legend: `B` examples, `C` columns (in-batch ones first), `k` chosen negatives a row.
@@ -24,15 +24,12 @@ class Columns(NamedTuple):
     """`int64[C]` item positions."""
     log_count: Tensor
     """`float32[C]`, log of the expected count among the sampled columns."""
-    log_popularity: Tensor
-    """`float32[C]`, zeros when the model has no popularity coordinate."""
 
 
 class LogitRules(NamedTuple):
     """The settings by which scores become logits."""
 
     temperature: float
-    popularity_weight: float
     correct_positive: bool
     in_batch: bool
     per_positive: int | None
@@ -44,8 +41,8 @@ def training_logits(
 ) -> tuple[Tensor, Tensor]:
     """Return the logits of the positives `[B]` and of the negatives `[B, C]` or `[B, k]`.
 
-    `logit = score / temperature + weight x log popularity - log expected count`, the correction
-    of Yi et al. 2019 (equation 3). A column that holds the row's own positive is minus infinity.
+    `logit = score / temperature - log expected count`, the correction of Yi et al. 2019
+    (equation 3). A column that holds the row's own positive is minus infinity.
 
     Args:
         scores: `[B, C]` cosines.
@@ -54,7 +51,7 @@ def training_logits(
         generator: chooses the negatives when not all are used.
     """
     num_rows, num_columns = scores.shape
-    plain = scores / rules.temperature + rules.popularity_weight * columns.log_popularity
+    plain = scores / rules.temperature
     logits = plain - columns.log_count
     positives = (logits if rules.correct_positive else plain).diagonal()
     hits = accidental_hits(columns.items[:num_rows], columns.items)

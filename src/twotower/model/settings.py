@@ -14,8 +14,10 @@ Positive = Annotated[int, msgspec.Meta(ge=1)]
 class PopularitySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One more coordinate that carries log decayed popularity; off by default.
 
-    With a weight above zero the score is an inner product, cosine + weight x temperature x log
-    decayed popularity, and no longer a cosine.
+    With a weight above zero the served score is an inner product, cosine + weight x temperature
+    x log decayed popularity, and no longer a cosine. A softmax without logQ correction learns how
+    much more a user likes an item than everybody does, and the coordinate puts back how much
+    everybody does, as of the cut: use it with `training.negatives.correction = "none"`.
     """
 
     weight: Annotated[float, msgspec.Meta(ge=0)] = 0.0

@@ -1,4 +1,4 @@
-"""Settings of training: the loss, its negatives, the optimisers, admission."""
+"""Settings of training: the loss, its negatives, the passes over the data, admission."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import msgspec
 
 __all__ = [
     "AdmissionSettings",
-    "BaseSettings",
     "FrequencySettings",
     "IdDropoutSettings",
     "LossName",
     "NegativeSettings",
+    "PassSettings",
     "TrainingSettings",
 ]
 
@@ -28,8 +28,6 @@ class NegativeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
 
     in_batch: bool = True
     """Use the other examples' items in the batch."""
-    uniform: NonNegativeInt = 512
-    """Items drawn uniformly from the corpus, shared by the batch."""
     per_positive: PositiveInt = 3
     """Negatives a positive for the pointwise and pairwise losses; listwise uses all."""
     correction: Literal["mixture", "per_source", "none"] = "mixture"
@@ -57,40 +55,47 @@ class IdDropoutSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
 
 
 class AdmissionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How often an ID must have occurred before it earns a row of its own."""
+    """How often an ID must have been an example before it earns a row of its own."""
 
     user_min_occurrences: PositiveInt = 1
     item_min_occurrences: PositiveInt = 1
 
 
-class BaseSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The base model, trained once on the history that has no times."""
+class PassSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How one kind of pass goes over its examples."""
 
-    epochs: PositiveInt = 3
-    batch_size: PositiveInt = 1024
+    epochs: PositiveInt = 1
+    """Times that every example is trained; a full update is made for exactly one."""
+    batch_size: PositiveInt = 512
+    """Examples a step."""
     uniform: NonNegativeInt = 1024
+    """Negatives drawn uniformly from the corpus, shared by the batch."""
+    dense_learning_rate: PositiveFloat = 1e-3
+    """Of Adam, for the dense parameters."""
+    table_learning_rate: PositiveFloat = 0.05
+    """Of row-wise Adagrad, for the touched rows of every embedding table."""
 
 
 class TrainingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One full update: loss, negatives, optimisers."""
+    """Loss, negatives, and the two passes that move every parameter."""
 
     loss: LossName = "listwise"
     temperature: PositiveFloat = 0.1
     """Divides the score before the loss."""
     margin: PositiveFloat = 0.2
     """Of the pairwise hinge, in units of the score."""
-    batch_size: PositiveInt = 256
-    dense_learning_rate: PositiveFloat = 1e-3
-    """Adam, for the dense parameters."""
-    table_learning_rate: PositiveFloat = 0.05
-    """Row-wise Adagrad, for touched rows of every embedding table."""
     accumulator_decay: Share = 1.0
     """Factor on every Adagrad accumulator at the start of a full update; 1 keeps it."""
     seed: NonNegativeInt = 0
     threads: NonNegativeInt = 0
     """Threads of arithmetic, 0 for PyTorch's choice; the last bits of a result depend on it."""
+    base: PassSettings = PassSettings(epochs=3, batch_size=1024)
+    """The base model, from the history that has no times."""
+    base_shown_weight: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    """Weight, as weak positives of the base model, of items that the history only shows."""
+    full: PassSettings = PassSettings()
+    """Every full update."""
     negatives: NegativeSettings = NegativeSettings()
     frequency: FrequencySettings = FrequencySettings()
     id_dropout: IdDropoutSettings = IdDropoutSettings()
     admission: AdmissionSettings = AdmissionSettings()
-    base: BaseSettings = BaseSettings()

@@ -1,0 +1,137 @@
+"""From examples to the tensors of one step: looked-up rows, negatives, hidden IDs.
+
+Everything random in a step comes from a generator that is seeded by the run and the step's
+number, so a resumed run draws what an unstopped one would have drawn.
+Legend: `B` examples, `U` uniform items, `C = B + U` columns.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from twotower.checkpoint import Checkpoint
+from twotower.data.examples import Examples
+from twotower.data.features import EncodedFeatures
+from twotower.data.ids import UNKNOWN_ROW
+from twotower.model.logits import Columns
+from twotower.model.negatives import draw_uniform, log_expected_count
+from twotower.model.towers import Features, History
+from twotower.training.settings import PassSettings, TrainingSettings
+
+__all__ = ["Batch", "BatchMaker", "ProfileTensors"]
+
+IntArray = npt.NDArray[np.int64]
+
+
+class Batch(NamedTuple):
+    """One step's inputs."""
+
+    user_rows: Tensor
+    user_features: Features
+    history: History | None
+    item_rows: Tensor
+    item_features: Features
+    columns: Columns
+    weight: Tensor
+
+
+class ProfileTensors:
+    """A side's encoded features, ready to be picked by position."""
+
+    def __init__(self, profiles: EncodedFeatures, missing: EncodedFeatures) -> None:
+        self._categorical = torch.from_numpy(profiles.categorical)
+        self._numeric = torch.from_numpy(profiles.numeric)
+        self._multi = torch.from_numpy(profiles.multi)
+        self._missing = Features(
+            torch.from_numpy(missing.categorical).long(),
+            torch.from_numpy(missing.numeric),
+            torch.from_numpy(missing.multi).long(),
+        )
+
+    def pick(self, positions: Tensor, hidden: Tensor | None = None) -> Features:
+        """Return the features at `positions`, those of nobody where `hidden`."""
+        picked = Features(
+            self._categorical[positions].long(),
+            self._numeric[positions],
+            self._multi[positions].long(),
+        )
+        if hidden is not None:
+            for values, missing in zip(picked, self._missing, strict=True):
+                values[hidden] = missing
+        return picked
+
+
+class BatchMaker:
+    """Makes the batches of one pass; reads the checkpoint, changes nothing."""
+
+    def __init__(
+        self,
+        state: Checkpoint,
+        examples: Examples,
+        example_log_probability: npt.NDArray[np.float32],
+        training: TrainingSettings,
+        schedule: PassSettings,
+    ) -> None:
+        self._state = state
+        self._examples = examples
+        self._dropout = training.id_dropout
+        self._negatives = training.negatives
+        self._schedule = schedule
+        self._has_history = state.meta.model.history_length > 0
+        self._users = ProfileTensors(state.user_profiles, state.user_features.missing(1))
+        self._items = ProfileTensors(state.item_profiles, state.item_features.missing(1))
+        self._user_rows = torch.from_numpy(state.users.rows)
+        self._item_rows = torch.from_numpy(state.items.rows)
+        self._corpus = torch.from_numpy(state.corpus)
+        self._example_log_probability = torch.from_numpy(example_log_probability)
+        self._log_probability = torch.from_numpy(state.frequency.log_probability())
+
+    def make(self, indices: IntArray, generator: torch.Generator) -> Batch:
+        """Return the batch of the examples at `indices`."""
+        users = torch.from_numpy(self._examples.user[indices])
+        items = torch.from_numpy(self._examples.item[indices])
+        hidden_id, hidden_all = self._hide_users(len(indices), generator)
+        uniform = draw_uniform(self._corpus, self._schedule.uniform, generator)
+        columns = torch.cat([items, uniform])
+        return Batch(
+            user_rows=self._user_rows[users].masked_fill(hidden_id, UNKNOWN_ROW),
+            user_features=self._users.pick(users, hidden_all),
+            history=self._history(indices, hidden_all.numpy()),
+            item_rows=self._item_rows[columns].masked_fill(
+                torch.rand(len(columns), generator=generator) < self._dropout.item, UNKNOWN_ROW
+            ),
+            item_features=self._items.pick(columns),
+            columns=self._columns(indices, columns),
+            weight=torch.from_numpy(self._examples.weight[indices]),
+        )
+
+    def _hide_users(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        hidden_id = torch.rand(size, generator=generator) < self._dropout.user
+        hidden_too = torch.rand(size, generator=generator) < self._dropout.profile
+        return hidden_id, hidden_id & hidden_too
+
+    def _history(self, indices: IntArray, hidden: npt.NDArray[np.bool_]) -> History | None:
+        if not self._has_history:
+            return None
+        examples = self._examples
+        starts = np.where(hidden, examples.history_end[indices], examples.history_start[indices])
+        past = examples.histories_between(starts, examples.history_end[indices])
+        rows = self._item_rows[torch.from_numpy(past.values)]
+        return History(rows, torch.from_numpy(past.offsets[:-1]))
+
+    def _columns(self, indices: IntArray, items: Tensor) -> Columns:
+        in_batch = self._example_log_probability[torch.from_numpy(indices)]
+        uniform = self._log_probability[items[len(indices) :]]
+        log_count = log_expected_count(
+            torch.cat([in_batch, uniform]),
+            num_in_batch=len(indices) if self._negatives.in_batch else 0,
+            num_uniform=self._schedule.uniform,
+            num_corpus=len(self._corpus),
+            correction=self._negatives.correction,
+        )
+        return Columns(items, log_count)

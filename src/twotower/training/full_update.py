@@ -1,0 +1,110 @@
+"""The full update: warm start from the last FULL model, the day shuffled, one epoch, everything.
+
+Every parameter trains, dense and embedding rows alike. Increments never enter: the parent is
+always a full generation, and each day's events are trained by exactly one full update.
+"""
+
+from __future__ import annotations
+
+import copy
+
+from twotower.checkpoint import Checkpoint, CheckpointMeta
+from twotower.data.days import ImportedData
+from twotower.data.examples import Examples, build_examples
+from twotower.data.schema import IntArray
+from twotower.model.settings import ModelSettings
+from twotower.progress import SILENT, Progress
+from twotower.training.growth import EntityTables, admit, learn, refresh_profiles
+from twotower.training.settings import TrainingSettings
+from twotower.training.training_pass import check_trained_once, run_pass
+from twotower.training.window import WindowEvents, check_shapes, day_number, open_window
+
+__all__ = ["run_full_update"]
+
+
+def run_full_update(
+    parent: Checkpoint,
+    data: ImportedData,
+    through: str,
+    *,
+    model: ModelSettings,
+    training: TrainingSettings,
+    parent_name: str | None = None,
+    progress: Progress = SILENT,
+) -> Checkpoint:
+    """Return the checkpoint that follows `parent` after the days up to `through`.
+
+    Args:
+        parent: the last full model; it is not changed.
+        data: the import.
+        through: last local day to train, such as `2022-05-01`.
+        model: must be the shapes that the parent was made with.
+        training: settings of this run.
+        parent_name: generation that the parent was published as.
+        progress: told of every step.
+
+    Raises:
+        LineageError: the day was trained already, is not imported, or was not trained once.
+        ConfigError: the model's shapes changed.
+    """
+    check_shapes(parent.meta.model, model)
+    window = open_window(data, parent.meta.window, through)
+    tables = EntityTables.of(data)
+    state = copy.deepcopy(parent)
+    state.meta = CheckpointMeta(
+        kind="full",
+        window=parent.meta.window,
+        trained=parent.meta.trained,
+        model=model,
+        training=training,
+        parent=parent_name,
+    )
+    events = window.events
+    users, items = learn(state, tables, events.user_id, events.item_id, window.start_ms)
+    examples = _examples(state, window, users, items)
+    admit(state, examples.user, examples.item, day_number(through), training.admission)
+    for table in state.model.tables.values():
+        table.decay(training.accumulator_decay)
+    trained = run_pass(
+        state,
+        examples,
+        state.frequency.observe(examples.item),
+        training=training,
+        schedule=training.full,
+        pass_number=day_number(through),
+        progress=progress,
+        task=f"full update {through}",
+    )
+    check_trained_once(trained, rows=window.num_positives, digest=window.digest)
+    _advance(state, window, users, items)
+    refresh_profiles(state, tables, window.window.cut_ms)
+    return state.replace_meta(window=window.window, trained=trained)
+
+
+def _examples(
+    state: Checkpoint, window: WindowEvents, users: IntArray, items: IntArray
+) -> Examples:
+    positive = window.events.outcome
+    return build_examples(
+        event_id=window.events.event_id[positive],
+        user=users[positive],
+        item=items[positive],
+        event_time_ms=window.events.event_time_ms[positive],
+        recent=state.user_state.recent,
+        num_users=len(state.users),
+        history_length=state.meta.model.history_length,
+    )
+
+
+def _advance(state: Checkpoint, window: WindowEvents, users: IntArray, items: IntArray) -> None:
+    """Bring user state and popularity from the parent's cut to the window's."""
+    events = window.events
+    state.user_state = state.user_state.advance(
+        users,
+        items,
+        events.outcome,
+        num_users=len(state.users),
+        recent_limit=state.meta.model.history_length,
+    )
+    positive = events.outcome
+    state.popularity.advance(items[positive], events.event_time_ms[positive], window.window.cut_ms)

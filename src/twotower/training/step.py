@@ -1,0 +1,84 @@
+"""One optimisation step, shared by every way a model moves forward."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from twotower.model.logits import LogitRules, training_logits
+from twotower.model.losses import Loss, select_loss
+from twotower.model.towers import TwoTower
+from twotower.training.batches import Batch
+from twotower.training.settings import PassSettings, TrainingSettings
+
+__all__ = ["Stepper", "load_adam", "save_adam"]
+
+
+class Stepper:
+    """Moves a model along the gradient of a batch's loss."""
+
+    def __init__(
+        self,
+        model: TwoTower,
+        adam: torch.optim.Adam,
+        training: TrainingSettings,
+        schedule: PassSettings,
+    ) -> None:
+        self._model = model
+        self._adam = adam
+        self._table_learning_rate = schedule.table_learning_rate
+        self._rules = _logit_rules(training)
+        self._loss: Loss = select_loss(training.loss, margin=training.margin / training.temperature)
+
+    def step(self, batch: Batch, generator: torch.Generator) -> float:
+        """Move every dense parameter and every looked-up row; return the batch's loss."""
+        users, user_lookups = self._model.encode_users(
+            batch.user_rows, batch.user_features, batch.history
+        )
+        items, item_lookups = self._model.encode_items(batch.item_rows, batch.item_features)
+        loss = self._weighted_loss(users @ items.T, batch, generator)
+        self._adam.zero_grad()
+        loss.backward()
+        self._adam.step()
+        for lookup in [*user_lookups, *item_lookups]:
+            lookup.apply_gradient(self._table_learning_rate)
+        return loss.item()
+
+    def _weighted_loss(self, scores: Tensor, batch: Batch, generator: torch.Generator) -> Tensor:
+        positives, negatives = training_logits(scores, batch.columns, self._rules, generator)
+        losses = self._loss(positives, negatives)
+        return (losses * batch.weight).sum() / batch.weight.sum()
+
+
+def _logit_rules(training: TrainingSettings) -> LogitRules:
+    negatives = training.negatives
+    return LogitRules(
+        temperature=training.temperature,
+        correct_positive=negatives.correct_positive,
+        in_batch=negatives.in_batch,
+        per_positive=None if training.loss == "listwise" else negatives.per_positive,
+    )
+
+
+def load_adam(model: TwoTower, state: dict[str, Tensor], learning_rate: float) -> torch.optim.Adam:
+    """Return Adam over the dense parameters, continuing from `state`."""
+    parameters = model.dense_parameters()
+    adam = torch.optim.Adam(parameters.values(), lr=learning_rate)
+    for name, parameter in parameters.items():
+        parts = {k: state[f"{name}.{k}"].clone() for k in _ADAM_STATE if f"{name}.{k}" in state}
+        if parts:
+            adam.state[parameter] = parts
+    return adam
+
+
+def save_adam(model: TwoTower, adam: torch.optim.Adam) -> dict[str, Tensor]:
+    """Return the state that `load_adam` continues from."""
+    return {
+        f"{name}.{k}": adam.state[parameter][k].clone()
+        for name, parameter in model.dense_parameters().items()
+        for k in _ADAM_STATE
+        if parameter in adam.state
+    }
+
+
+_ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")

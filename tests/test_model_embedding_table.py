@@ -1,0 +1,64 @@
+"""Effect tests of the embedding table."""
+
+import numpy as np
+import torch
+
+from twotower.model.embedding_table import EmbeddingTable
+
+
+def table(num_rows: int = 8, dim: int = 4) -> EmbeddingTable:
+    return EmbeddingTable.create(num_rows, dim, std=0.1, generator=torch.Generator().manual_seed(0))
+
+
+def test_a_step_is_row_wise_adagrad_on_the_touched_rows_alone() -> None:
+    made = table()
+    before = made.weight.clone()
+    looked_up = made.lookup(torch.tensor([2, 5, 2]))
+    factor = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
+    (looked_up.embed() * factor).sum().backward()
+    looked_up.apply_gradient(0.1)
+    gradient = {2: 2 * factor[0], 5: factor[0]}
+    for row in range(8):
+        if row not in gradient:
+            assert torch.equal(made.weight[row], before[row])
+            assert made.accumulator[row] == 0
+            continue
+        mean_square = gradient[row].square().mean()
+        torch.testing.assert_close(made.accumulator[row], mean_square)
+        expected = before[row] - 0.1 * gradient[row] / mean_square.sqrt()
+        torch.testing.assert_close(made.weight[row], expected)
+
+
+def test_the_accumulator_shortens_later_steps_and_its_decay_lengthens_them() -> None:
+    made = table()
+
+    def step() -> float:
+        before = made.weight[1].clone()
+        looked_up = made.lookup(torch.tensor([1]))
+        looked_up.embed().sum().backward()
+        looked_up.apply_gradient(0.1)
+        return float((made.weight[1] - before).norm())
+
+    first, second = step(), step()
+    assert second < first
+    made.decay(0.01)
+    assert step() > second
+
+
+def test_new_rows_are_copies_with_an_accumulator_of_zero() -> None:
+    made = table()
+    made.accumulator += 3
+    made.grow(np.array([0, 4]))
+    assert torch.equal(made.weight[8], made.weight[0])
+    assert torch.equal(made.weight[9], made.weight[4])
+    assert made.accumulator.tolist() == [3.0] * 8 + [0.0, 0.0]
+
+
+def test_a_pool_is_the_mean_of_its_bag_and_zero_when_empty() -> None:
+    made = table()
+    looked_up = made.lookup(torch.tensor([7, 1, 2, 3]))
+    pooled = looked_up.pool(torch.tensor([0, 2, 2]), start=1)
+    torch.testing.assert_close(pooled[0], made.weight[[1, 2]].mean(0))
+    assert pooled[1].tolist() == [0.0] * 4
+    torch.testing.assert_close(pooled[2], made.weight[3])
+    assert made.lookup(torch.zeros(0, dtype=torch.int64)).pool(torch.zeros(2)).shape == (2, 4)

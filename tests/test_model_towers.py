@@ -1,0 +1,133 @@
+"""Effect tests of the towers, and of their ONNX graphs against them."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+import pytest
+import torch
+
+from twotower.model.export import export_item_tower, export_user_tower
+from twotower.model.settings import ModelSettings
+from twotower.model.towers import Features, FeatureShape, History, TwoTower
+
+SETTINGS = ModelSettings(
+    vector_dim=6, id_dim=4, history_dim=5, feature_dim=3, hidden=(7,), init_std=1.0, id_init_std=1.0
+)
+USER = FeatureShape(num_categorical=2, num_numeric=1, num_multi=0, num_rows=9)
+ITEM = FeatureShape(num_categorical=1, num_numeric=0, num_multi=2, num_rows=11)
+BARE = FeatureShape(num_categorical=0, num_numeric=0, num_multi=0, num_rows=0)
+SIZE, WIDTH = 5, 3
+
+
+def two_tower(
+    user: FeatureShape = USER, item: FeatureShape = ITEM, settings: ModelSettings = SETTINGS
+) -> TwoTower:
+    return TwoTower.create(
+        settings,
+        user_shape=user,
+        item_shape=item,
+        num_user_rows=10,
+        num_item_rows=12,
+        generator=torch.Generator().manual_seed(4),
+    )
+
+
+def features(shape: FeatureShape, seed: int = 0) -> Features:
+    rng = np.random.default_rng(seed)
+    multi = rng.integers(-1, max(shape.num_rows, 1), (SIZE, shape.num_multi, WIDTH))
+    multi[:, :, 0] = np.abs(multi[:, :, 0])
+    return Features(
+        torch.from_numpy(rng.integers(0, max(shape.num_rows, 1), (SIZE, shape.num_categorical))),
+        torch.from_numpy(rng.random((SIZE, 2 * shape.num_numeric), np.float32)),
+        torch.from_numpy(multi),
+    )
+
+
+def history() -> History:
+    return History(torch.tensor([1, 2, 3, 3, 5]), torch.tensor([0, 2, 2, 4, 5]))
+
+
+IDS = torch.tensor([0, 1, 2, 3, 9])
+
+
+def run(graph: bytes, inputs: dict[str, npt.NDArray[Any]]) -> npt.NDArray[np.float32]:
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    assert {part.name for part in session.get_inputs()} == set(inputs)
+    vectors: npt.NDArray[np.float32] = session.run(["vector"], inputs)[0]
+    return vectors
+
+
+def pooled(model: TwoTower) -> npt.NDArray[np.float32]:
+    table = model.tables["history"].weight.numpy()
+    bags = [[1, 2], [], [3, 3], [5], []]
+    return np.stack([table[bag].mean(0) if bag else np.zeros(5, np.float32) for bag in bags])
+
+
+def inputs(values: Features, **rows: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]:
+    named = {name: part.numpy() for name, part in values._asdict().items() if part.shape[1]}
+    return {**named, **rows}
+
+
+def test_vectors_have_unit_length() -> None:
+    vectors, _ = two_tower().encode_users(IDS, features(USER), history())
+    torch.testing.assert_close(vectors.norm(dim=1), torch.ones(SIZE))
+
+
+def test_every_input_moves_the_vector() -> None:
+    model, plain = two_tower(), features(USER)
+    base, _ = model.encode_users(IDS, plain, history())
+    others = [
+        model.encode_users(IDS.flip(0), plain, history()),
+        model.encode_users(IDS, plain._replace(categorical=plain.categorical.flip(0)), history()),
+        model.encode_users(IDS, plain._replace(numeric=plain.numeric + 1), history()),
+        model.encode_users(IDS, plain, History(torch.tensor([7] * 5), history().offsets)),
+    ]
+    for changed, _ in others:
+        assert not torch.allclose(base[0], changed[0])
+
+
+def test_padding_of_a_multi_valued_feature_has_no_effect() -> None:
+    model, values = two_tower(), features(ITEM)
+    narrow = values.multi[:, :, :1]
+    padded = torch.cat([narrow, torch.full_like(narrow, -1)], dim=2)
+    first, _ = model.encode_items(IDS, values._replace(multi=narrow))
+    second, _ = model.encode_items(IDS, values._replace(multi=padded))
+    torch.testing.assert_close(first, second)
+
+
+@pytest.mark.parametrize("shape", [USER, ITEM, BARE])
+def test_the_user_graph_equals_the_tower(shape: FeatureShape) -> None:
+    model, values = two_tower(user=shape), features(shape)
+    expected, _ = model.encode_users(IDS, values, history())
+    graph = export_user_tower(model, shape, has_history=True, multi_width=WIDTH)
+    ids = model.tables["user_id"].weight.numpy()[IDS.numpy()]
+    found = run(graph, inputs(values, id_embedding=ids, history_embedding=pooled(model)))
+    np.testing.assert_allclose(found, expected.detach().numpy(), atol=1e-5)
+
+
+def test_a_model_without_history_has_no_such_input() -> None:
+    settings = ModelSettings(vector_dim=6, id_dim=4, hidden=(), feature_dim=3, history_length=0)
+    model, values = two_tower(settings=settings), features(USER)
+    expected, lookups = model.encode_users(IDS, values, None)
+    assert len(lookups) == 2
+    graph = export_user_tower(model, USER, has_history=False, multi_width=WIDTH)
+    ids = model.tables["user_id"].weight.numpy()[IDS.numpy()]
+    found = run(graph, inputs(values, id_embedding=ids))
+    np.testing.assert_allclose(found, expected.detach().numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [USER, ITEM, BARE])
+def test_the_item_graph_equals_the_tower(shape: FeatureShape) -> None:
+    model, values = two_tower(item=shape), features(shape)
+    expected, _ = model.encode_items(IDS, values)
+    graph = export_item_tower(model, shape, multi_width=WIDTH)
+    ids = model.tables["item_id"].weight.numpy()[IDS.numpy()]
+    found = run(graph, inputs(values, id_embedding=ids))
+    np.testing.assert_allclose(found, expected.detach().numpy(), atol=1e-5)
+
+
+def test_the_same_parameters_give_the_same_bytes() -> None:
+    first, second = (export_item_tower(two_tower(), ITEM, multi_width=WIDTH) for _ in range(2))
+    assert first == second
