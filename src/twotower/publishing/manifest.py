@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from typing import Final, Literal, TypeVar
 
 import msgspec
@@ -34,6 +35,7 @@ __all__ = [
     "encode_manifest",
     "is_name",
     "read_versioned",
+    "refusal",
 ]
 
 FORMAT_VERSION: Final = 1
@@ -69,6 +71,7 @@ class Trained(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     distinct_event_ids: int = 0
     digest: str = ""
     epochs: int = 0
+    steps: int = 0
     seconds: float = 0.0
     examples_per_s: float = 0.0
     loss: float | None = None
@@ -127,6 +130,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     vector_dim: int
     """Of the vectors in the index, the popularity coordinate included."""
     scoring: Scoring = Scoring()
+    history_length: int = 0
+    """Most recent clicks of a user that the user tower pools."""
     counts: dict[str, int]
     """users, items, corpus, user_rows, item_rows."""
     index: IndexEntry
@@ -138,6 +143,18 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     def refused(self) -> list[GateResult]:
         """The gates that this generation did not pass."""
         return [result for result in self.gates if not result.passed]
+
+
+def refusal(refused: Sequence[GateResult]) -> str:
+    """Return what the gates found and wanted, in one line."""
+    return "; ".join(
+        f"gate '{result.gate}' measured {_figure(result.measured)}, needs {result.needs}"
+        for result in refused
+    )
+
+
+def _figure(number: float) -> str:
+    return f"{number:.4f}" if number == 0 or abs(number) >= 0.001 else f"{number:.2g}"
 
 
 def digest_bytes(content: bytes) -> str:

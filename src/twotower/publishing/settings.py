@@ -16,7 +16,9 @@ class GateSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """What a candidate must reach before it can become live without `--force`."""
 
     max_mean_cosine: Share = 0.9
-    """Mean cosine of two different item vectors at which the towers count as collapsed."""
+    """Mean cosine of two different item vectors above which the item tower has collapsed."""
+    max_mean_user_cosine: Share = 0.98
+    """The same for user vectors, which share more: above it, all users get one list."""
     ann_recall_at_100: Share = 0.95
     """Lowest recall of the built index against exact search."""
     max_tower_difference: Annotated[float, msgspec.Meta(gt=0)] = 1e-5
@@ -33,6 +35,8 @@ class PublishingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     """Users whose vectors measure the ANN recall and the agreement of the towers."""
     batch_rows: Positive = 1024
     """Users or items that go through a tower at once while publishing."""
+    popularity_smoothing: Annotated[float, msgspec.Meta(gt=0)] = 1.0
+    """Clicks added to every item before the logarithm of the popularity coordinate."""
     threads: Positive = 1
     """Threads of one tower call."""
     lock_timeout_s: Annotated[float, msgspec.Meta(ge=0)] = 10.0

@@ -17,7 +17,7 @@ from twotower.publishing.durable import (
     fsync_folder,
     member_files,
 )
-from twotower.publishing.generation import Generation
+from twotower.publishing.generation import Generation, open_array
 from twotower.publishing.manifest import (
     MANIFEST,
     MANIFEST_DIGEST,
@@ -60,6 +60,14 @@ class Staging:
         with open(self.file(member), "xb") as stream:
             np.lib.format.write_array(stream, np.ascontiguousarray(array), allow_pickle=False)
         self._at_step(f"stage.write {member}")
+
+    def read(self, member: str) -> bytes:
+        """Return the bytes of a file written before."""
+        return (self.path / check_member(member)).read_bytes()
+
+    def array(self, member: str) -> npt.NDArray[Any]:
+        """Return an array written before, mapped; it stays valid after `commit`."""
+        return open_array(self.path / check_member(member))
 
     def commit(self, manifest: Manifest) -> Generation:
         """Make the folder durable and give it its name; it is published, and not yet live.

@@ -33,7 +33,7 @@ from twotower.publishing.activation import (
 )
 from twotower.publishing.durable import Step, at_nothing, exclusive, fsync_folder
 from twotower.publishing.generation import Generation
-from twotower.publishing.manifest import check_name, is_name
+from twotower.publishing.manifest import check_name, is_name, refusal
 from twotower.publishing.staging import Staging
 
 __all__ = ["GENERATIONS", "ModelStore", "utc_text"]
@@ -238,13 +238,9 @@ class ModelStore:
 def _refused_gates(generation: Generation, force: bool) -> list[str]:
     refused = generation.manifest.refused
     if refused and not force:
-        findings = "; ".join(
-            f"gate '{result.gate}' measured {result.measured:.4f}, needs {result.needs}"
-            for result in refused
-        )
         raise GateRefused(
-            f"{findings}; the live generation is unchanged; '{generation.name}' is kept for "
-            f"inspection, or overrule with: twotower generations activate {generation.name} --force"
+            f"{refusal(refused)}; the live generation is unchanged; '{generation.name}' is kept; "
+            f"overrule with: twotower generations activate {generation.name} --force"
         )
     return [result.gate for result in refused]
 

@@ -1,0 +1,238 @@
+"""User and item vectors from a generation's own files: what is published is what is served.
+
+ID rows and history rows are looked up here, outside the ONNX graphs, in mapped arrays that all
+processes share. The publisher, the gates, the evaluation and the server use this one path. Free
+of torch. Legend: `n` asked for, `N` known entities, `H` items of the histories, `D` vector
+dimension (the popularity coordinate included).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from twotower.data.features import EncodedFeatures, FeatureSpec
+from twotower.data.ids import UNKNOWN_ROW
+from twotower.data.user_state import Ragged, take_ragged
+from twotower.errors import ConfigError, MissingExtra
+from twotower.publishing.entities import Artifacts, Entities
+from twotower.publishing.generation import Generation
+from twotower.publishing.manifest import Scoring
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+__all__ = ["Encoder"]
+
+FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int64]
+
+_BATCH: Final = 1024
+
+
+class Encoder:
+    """Both towers of one generation with everything that they are fed. Safe for many threads."""
+
+    def __init__(
+        self,
+        artifacts: Artifacts,
+        scoring: Scoring,
+        *,
+        as_of_ms: int,
+        history_length: int,
+        threads: int = 1,
+    ) -> None:
+        """Map the arrays and load the towers; the files' checksums were verified before.
+
+        Args:
+            artifacts: Where the files are.
+            scoring: Whether vectors have a popularity coordinate.
+            as_of_ms: The cut, at which ages of timestamp features are measured.
+            history_length: Most recent clicks that are pooled, 0 for none.
+            threads: Threads of one tower call.
+
+        Raises:
+            MissingExtra: onnxruntime is not installed.
+        """
+        self.users = Entities(artifacts, "users")
+        self.items = Entities(artifacts, "items")
+        self.user_features = FeatureSpec.from_json(artifacts.read("user_features.json"))
+        self.item_features = FeatureSpec.from_json(artifacts.read("item_features.json"))
+        self.recent = _ragged(artifacts, "recent")
+        self.seen = _ragged(artifacts, "seen")
+        self._scoring = scoring
+        self._as_of_ms = as_of_ms
+        self._history_length = history_length
+        self._user_rows: FloatArray = artifacts.array("user_id_embeddings.npy")
+        self._item_rows: FloatArray = artifacts.array("item_id_embeddings.npy")
+        self._history_rows: FloatArray = artifacts.array("history_embeddings.npy")
+        self._log_popularity: FloatArray = artifacts.array("log_popularity.npy")
+        self._user_tower = _session(artifacts.read("user_tower.onnx"), threads)
+        self._item_tower = _session(artifacts.read("item_tower.onnx"), threads)
+
+    @classmethod
+    def of(cls, generation: Generation, *, threads: int = 1) -> Encoder:
+        """Open the encoder of a published generation."""
+        manifest = generation.manifest
+        return cls(
+            generation,
+            manifest.scoring,
+            as_of_ms=manifest.window.cut_ms,
+            history_length=manifest.history_length,
+            threads=threads,
+        )
+
+    def user_vectors(self, positions: IntArray, batch: int = _BATCH) -> FloatArray:
+        """Return the vectors of known users with their stored profile and history: `[n, D]`."""
+        return _stack([self._known_users(part) for part in _parts(positions, batch)])
+
+    def item_vectors(self, positions: IntArray, batch: int = _BATCH) -> FloatArray:
+        """Return the vectors of items: `[n, D]`."""
+        return _stack([self._known_items(part) for part in _parts(positions, batch)])
+
+    def user_vector(self, position: int, profile: EncodedFeatures, recent: IntArray) -> FloatArray:
+        """Return the vector of one live request, `[1, D]`.
+
+        Args:
+            position: Of the user, -1 for one that is not known: the unknown-ID row is used.
+            profile: Of one entity; see `profile`.
+            recent: `[H]` item positions, oldest first; those beyond the history are dropped.
+        """
+        row = self.users.rows[position] if position >= 0 else UNKNOWN_ROW
+        recent = recent[max(0, len(recent) - self._history_length) :]
+        history = self._pool(Ragged(recent, np.array([0, len(recent)])))
+        return self._encode_users(np.array([row]), profile, history)
+
+    def profile(
+        self, position: int, given: Mapping[str, object]
+    ) -> tuple[EncodedFeatures, list[str]]:
+        """Return one user's features and, for each given one that says nothing, why.
+
+        A given feature wins over the stored one, also when it is None; one that is not given
+        keeps its stored value; an unknown user (-1) has none stored.
+
+        Returns:
+            The features, and notes such as `feature:city=unseen` or `feature:age=missing`.
+
+        Raises:
+            ConfigError: a given feature is none of this model's.
+        """
+        spec = self.user_features
+        known = [field.name for field in spec.fields]
+        if unknown := sorted(set(given) - set(known)):
+            raise ConfigError(_unknown_feature(unknown[0], known))
+        is_known = position >= 0
+        stored = self.users.profiles_at(np.array([position])) if is_known else spec.missing(1)
+        if not given:
+            return stored, []
+        request, missing, unseen = spec.encode_one(given, self._as_of_ms)
+        notes = [f"feature:{name}=unseen" for name in unseen if name in given]
+        notes += [f"feature:{name}=missing" for name in missing if name in given]
+        return _overlay(spec, stored, request, set(given)), notes
+
+    def _known_users(self, positions: IntArray) -> FloatArray:
+        start, end = self.recent.offsets[positions], self.recent.offsets[positions + 1]
+        history = self._pool(
+            take_ragged(self.recent, np.maximum(start, end - self._history_length), end)
+        )
+        profiles = self.users.profiles_at(positions)
+        return self._encode_users(self.users.rows[positions], profiles, history)
+
+    def _known_items(self, positions: IntArray) -> FloatArray:
+        embedding = self._item_rows[self.items.rows[positions]]
+        profiles = self.items.profiles_at(positions)
+        vectors = _run(self._item_tower, _inputs(embedding, None, profiles))
+        if not self._scoring.has_popularity:
+            return vectors
+        weight = np.float32(self._scoring.popularity_weight * self._scoring.temperature)
+        return np.column_stack([vectors, weight * self._log_popularity[positions]])
+
+    def _encode_users(
+        self, rows: IntArray, profiles: EncodedFeatures, history: FloatArray
+    ) -> FloatArray:
+        vectors = _run(self._user_tower, _inputs(self._user_rows[rows], history, profiles))
+        if not self._scoring.has_popularity:
+            return vectors
+        return np.column_stack([vectors, np.ones(len(vectors), np.float32)])
+
+    def _pool(self, histories: Ragged) -> FloatArray:
+        """Return the mean history row of each user, zeros for an empty history: `[n, dim]`."""
+        lengths = histories.lengths()
+        pooled = np.zeros((len(lengths), self._history_rows.shape[1]), np.float32)
+        filled = lengths > 0
+        if filled.any():
+            rows = self._history_rows[self.items.rows[histories.values]]
+            total = np.add.reduceat(rows, histories.offsets[:-1][filled], axis=0)
+            pooled[filled] = total / lengths[filled, None].astype(np.float32)
+        return pooled
+
+
+def _ragged(artifacts: Artifacts, name: str) -> Ragged:
+    return Ragged(
+        artifacts.array(f"users/{name}_items.npy"), artifacts.array(f"users/{name}_offsets.npy")
+    )
+
+
+def _session(graph: bytes, threads: int) -> InferenceSession:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingExtra("onnxruntime", "serve", "running a tower") from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+
+def _inputs(
+    embedding: FloatArray, history: FloatArray | None, profiles: EncodedFeatures
+) -> dict[str, npt.NDArray[Any]]:
+    inputs: dict[str, npt.NDArray[Any]] = {
+        "id_embedding": embedding,
+        "categorical": profiles.categorical.astype(np.int64),
+        "numeric": profiles.numeric,
+        "multi": profiles.multi.astype(np.int64),
+    }
+    return inputs if history is None else inputs | {"history_embedding": history}
+
+
+def _run(tower: InferenceSession, inputs: dict[str, npt.NDArray[Any]]) -> FloatArray:
+    """Run a graph on those of `inputs` that it has: inputs of width 0 are left out of it."""
+    wanted = {node.name: inputs[node.name] for node in tower.get_inputs()}
+    vectors: FloatArray = tower.run(["vector"], wanted)[0]
+    return vectors
+
+
+def _parts(positions: IntArray, batch: int) -> Iterator[IntArray]:
+    for start in range(0, max(len(positions), 1), batch):
+        yield positions[start : start + batch]
+
+
+def _stack(parts: list[FloatArray]) -> FloatArray:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _overlay(
+    spec: FeatureSpec, stored: EncodedFeatures, request: EncodedFeatures, given: set[str]
+) -> EncodedFeatures:
+    """Return `stored` with the given fields of `request`; both of one entity."""
+    coded = np.array([field.name in given for field in spec.coded], bool)
+    measured = np.repeat(np.array([field.name in given for field in spec.measured], bool), 2)
+    listed = np.array([field.name in given for field in spec.listed], bool)
+    return EncodedFeatures(
+        np.where(coded, request.categorical, stored.categorical),
+        np.where(measured, request.numeric, stored.numeric),
+        np.where(listed[:, None], request.multi, stored.multi),
+    )
+
+
+def _unknown_feature(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean '{near[0]}'?" if near else ""
+    return f"unknown user feature {name!r}; known: {', '.join(known) or 'none'}{hint}"

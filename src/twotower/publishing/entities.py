@@ -1,0 +1,81 @@
+"""The users or the items that a generation knows: IDs, positions, rows, stored features.
+
+Everything is mapped and looked up by binary search, so opening costs no time and processes share
+the memory. Legend: `n` asked for, `N` known entities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from twotower.data.features import EncodedFeatures
+from twotower.data.ids import Id, IdKind, IdMap, as_id_array, decode_ids, lookup, view_ids
+from twotower.errors import DataError
+
+__all__ = ["Artifacts", "Entities", "entity_arrays"]
+
+IntArray = npt.NDArray[np.int64]
+
+
+class Artifacts(Protocol):
+    """Named files: a published generation, or one that is being staged."""
+
+    def read(self, member: str) -> bytes:
+        """Return the bytes of a file."""
+
+    def array(self, member: str) -> npt.NDArray[Any]:
+        """Return the array in a `.npy` file, mapped."""
+
+
+def entity_arrays(ids: IdMap, profiles: EncodedFeatures) -> dict[str, npt.NDArray[Any]]:
+    """Return one side's arrays by file name, as `Entities` reads them."""
+    stored = {"ids": ids.arrays()["ids"], "order": ids.order, "rows": ids.rows}
+    return stored | profiles._asdict()
+
+
+class Entities:
+    """The users or the items that a generation knows, over their positions."""
+
+    def __init__(self, artifacts: Artifacts, side: str) -> None:
+        stored = artifacts.array(f"{side}/ids.npy")
+        self.kind: IdKind = "str" if stored.ndim == 2 else "int"
+        self.ids = view_ids(stored)
+        self.order: IntArray = artifacts.array(f"{side}/order.npy")
+        self.rows: IntArray = artifacts.array(f"{side}/rows.npy")
+        self.profiles = EncodedFeatures(
+            artifacts.array(f"{side}/categorical.npy"),
+            artifacts.array(f"{side}/numeric.npy"),
+            artifacts.array(f"{side}/multi.npy"),
+        )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def positions(self, ids: Sequence[Id]) -> IntArray:
+        """Return the position of each ID of the log, -1 where it is unknown: `int64[n]`.
+
+        Raises:
+            DataError: an ID is of a kind that this log cannot hold.
+        """
+        for value in ids:
+            if isinstance(value, bool) or not isinstance(value, int | str):
+                raise DataError(f"expected an ID, an integer or a string, found {value!r}")
+        wanted = as_id_array(ids, self.kind)
+        if self.kind == "int" or wanted.dtype == self.ids.dtype:
+            return lookup(self.ids, self.order, wanted)
+        too_long = np.array([len(value) for value in wanted.tolist()]) > self.ids.dtype.itemsize
+        found = lookup(self.ids, self.order, wanted.astype(self.ids.dtype))
+        return np.where(too_long, -1, found)
+
+    def decode(self, positions: IntArray) -> list[Id]:
+        """Return the IDs of the log at `positions`."""
+        return decode_ids(self.ids[positions])
+
+    def profiles_at(self, positions: IntArray) -> EncodedFeatures:
+        """Return the stored features at `positions`."""
+        categorical, numeric, multi = self.profiles
+        return EncodedFeatures(categorical[positions], numeric[positions], multi[positions])

@@ -1,0 +1,214 @@
+"""From a checkpoint to a generation: export, encode, index, measure, judge, commit.
+
+The item vectors of the index come out of the exported ONNX tower and the staged arrays, not out
+of the trainer: what is published is what is served. Nothing becomes live here.
+Legend: `C` items of the corpus, `n` probe users, `D` vector dimension.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from twotower.checkpoint import Checkpoint
+from twotower.data.ids import Id
+from twotower.errors import DataError
+from twotower.index import VectorIndex, build_index, choose_engine
+from twotower.index.settings import IndexSettings
+from twotower.index.tuning import ann_recall
+from twotower.publishing.artifacts import write_arrays, write_display, write_towers
+from twotower.publishing.encoding import Encoder
+from twotower.publishing.gates import Gate, Measured, check_finite, default_gates
+from twotower.publishing.generation import Generation
+from twotower.publishing.manifest import (
+    GateResult,
+    IndexEntry,
+    Manifest,
+    Scoring,
+    Trained,
+    Window,
+    digest_bytes,
+)
+from twotower.publishing.settings import PublishingSettings
+from twotower.publishing.staging import Staging
+from twotower.publishing.store import ModelStore, utc_text
+from twotower.publishing.trainer_vectors import trainer_item_vectors, trainer_user_vectors
+
+__all__ = ["publish"]
+
+FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int64]
+
+_RECALL_K: Final = 100
+_PROBE_SEED: Final = 0
+
+
+@dataclass(frozen=True, eq=False)
+class _Built:
+    """What the staged files gave back."""
+
+    item_vectors: FloatArray
+    probe_users: IntArray
+    user_vectors: FloatArray
+    index: VectorIndex
+    engine: str
+    ann_recall: float
+
+
+def publish(
+    checkpoint: Checkpoint,
+    store: ModelStore,
+    *,
+    index: IndexSettings,
+    settings: PublishingSettings | None = None,
+    display: Mapping[Id, Mapping[str, object]] | None = None,
+    metrics: Mapping[str, float] | None = None,
+    gates: Sequence[Gate] | None = None,
+) -> Generation:
+    """Write the next generation of `store` from `checkpoint`; it is not live yet.
+
+    What the gates found is in its manifest: `ModelStore.activate` refuses a generation that did
+    not pass, unless it is forced.
+
+    Args:
+        checkpoint: A trained base or full model.
+        store: Where to.
+        index: Which engine.
+        settings: Bars and sample sizes.
+        display: Fields to show of items, by item ID; their features where it is empty.
+        metrics: Figures to keep in the manifest, such as a recall; what is undefined is left out.
+        gates: Instead of `default_gates`.
+
+    Raises:
+        GateRefused: a number is not finite; nothing was published.
+        DataError: the corpus is empty; nothing was published.
+        NotReady: another publish is running.
+    """
+    settings = settings or PublishingSettings()
+    if not len(checkpoint.corpus):
+        raise DataError("expected items in the corpus, found none; nothing was published")
+    finite = check_finite({**checkpoint.arrays(), "loss": np.array([checkpoint.meta.trained.loss])})
+    gates = default_gates(settings.gates) if gates is None else gates
+    parent = _parent(store, checkpoint.meta.parent)
+    with store.stage() as staging:
+        write_towers(staging, checkpoint)
+        write_arrays(staging, checkpoint, settings.popularity_smoothing)
+        write_display(staging, checkpoint, display or {})
+        encoder = _encoder(staging, checkpoint, settings)
+        built = _build(checkpoint, encoder, index, settings)
+        measured = _measure(checkpoint, built, parent, _scoring(checkpoint), settings)
+        results = [finite, *(gate.measure(measured) for gate in gates)]
+        staging.write_array("item_vectors.npy", built.item_vectors)
+        built.index.save(staging.file("index"))
+        checkpoint.save(staging.file("checkpoint"))
+        return staging.commit(_manifest(checkpoint, built, results, metrics or {}))
+
+
+def _parent(store: ModelStore, name: str | None) -> Manifest | None:
+    if name is None or name not in store.names():
+        return None
+    return store.open(name, verify=False).manifest
+
+
+def _scoring(checkpoint: Checkpoint) -> Scoring:
+    return Scoring(
+        popularity_weight=checkpoint.meta.model.popularity.weight,
+        temperature=checkpoint.meta.training.temperature,
+    )
+
+
+def _encoder(staging: Staging, checkpoint: Checkpoint, settings: PublishingSettings) -> Encoder:
+    return Encoder(
+        staging,
+        _scoring(checkpoint),
+        as_of_ms=checkpoint.meta.window.cut_ms,
+        history_length=checkpoint.meta.model.history_length,
+        threads=settings.threads,
+    )
+
+
+def _build(
+    checkpoint: Checkpoint, encoder: Encoder, index: IndexSettings, settings: PublishingSettings
+) -> _Built:
+    corpus = checkpoint.corpus
+    items = encoder.item_vectors(corpus, settings.batch_rows)
+    probe_users = _probe_users(checkpoint, settings.num_probe_users)
+    users = encoder.user_vectors(probe_users, settings.batch_rows)
+    check_finite({"item vectors": items, "user vectors": users})
+    engine = choose_engine(index.engine, len(corpus), index)
+    built = build_index(engine, corpus, items, index, checkpoint.meta.training.seed, users)
+    exact = build_index("exact", corpus, items, index).search(users, _RECALL_K)
+    recall = ann_recall(built.search(users, _RECALL_K), exact)
+    return _Built(items, probe_users, users, built, engine, recall)
+
+
+def _probe_users(checkpoint: Checkpoint, num_users: int) -> IntArray:
+    """Return a fixed random sample of the known users, those with recent clicks first."""
+    order = np.random.default_rng(_PROBE_SEED).permutation(len(checkpoint.users))
+    has_clicks = checkpoint.user_state.recent.lengths()[order] > 0
+    return np.concatenate([order[has_clicks], order[~has_clicks]])[:num_users]
+
+
+def _measure(
+    checkpoint: Checkpoint,
+    built: _Built,
+    parent: Manifest | None,
+    scoring: Scoring,
+    settings: PublishingSettings,
+) -> Measured:
+    """Gather what gates look at; the popularity coordinate is no part of a cosine."""
+    dim = built.item_vectors.shape[1] - scoring.has_popularity
+    sample = checkpoint.corpus[: settings.batch_rows]
+    return Measured(
+        item_vectors=built.item_vectors[:, :dim],
+        user_vectors=built.user_vectors[:, :dim],
+        trainer_item_vectors=trainer_item_vectors(checkpoint, sample),
+        trainer_user_vectors=trainer_user_vectors(checkpoint, built.probe_users),
+        ann_recall_at_100=built.ann_recall,
+        parent=parent,
+    )
+
+
+def _manifest(
+    checkpoint: Checkpoint,
+    built: _Built,
+    results: list[GateResult],
+    metrics: Mapping[str, float],
+) -> Manifest:
+    meta = checkpoint.meta
+    settings = msgspec.json.encode([meta.model, meta.training], order="sorted")
+    return Manifest(
+        name="",
+        kind=meta.kind,
+        parent=meta.parent,
+        created_at=utc_text(time.time()),
+        window=msgspec.convert(msgspec.to_builtins(meta.window), Window),
+        trained=msgspec.convert(msgspec.to_builtins(meta.trained), Trained),
+        seed=meta.training.seed,
+        settings_digest=digest_bytes(settings),
+        vector_dim=built.item_vectors.shape[1],
+        scoring=_scoring(checkpoint),
+        history_length=meta.model.history_length,
+        counts={
+            "users": len(checkpoint.users),
+            "items": len(checkpoint.items),
+            "corpus": len(checkpoint.corpus),
+            "user_rows": checkpoint.users.num_rows,
+            "item_rows": checkpoint.items.num_rows,
+        },
+        index=IndexEntry(
+            engine=built.engine,
+            num_items=len(built.index),
+            ann_recall_at_100=built.ann_recall,
+            num_probe_users=len(built.probe_users),
+        ),
+        metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
+        gates=results,
+    )
