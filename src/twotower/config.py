@@ -6,7 +6,6 @@ line. Loads neither torch nor polars.
 
 from __future__ import annotations
 
-import difflib
 import re
 import sys
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ import msgspec
 from msgspec import inspect
 
 from twotower.data.settings import EntitySource, EventSource, HistorySource
-from twotower.errors import ConfigError
+from twotower.errors import ConfigError, suggestion
 from twotower.index.settings import IndexSettings
 from twotower.model.settings import ModelSettings
 from twotower.training.settings import TrainingSettings
@@ -28,7 +27,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["CONFIG_VERSION", "Project", "ProjectSettings", "load_project", "suggestion"]
+__all__ = ["CONFIG_VERSION", "Project", "ProjectSettings", "load_project"]
 
 CONFIG_VERSION: Final = 1
 
@@ -96,13 +95,6 @@ def load_project(path: str | Path) -> Project:
         raise ConfigError(f"{path}: {error}") from None
     values = {name: getattr(settings, name) for name in settings.__struct_fields__}
     return Project(**values, path=path)
-
-
-def suggestion(name: str, known: list[str]) -> str:
-    """Return `; did you mean 'x'?` for the known name nearest to `name`, or nothing."""
-    lowered = {candidate.lower(): candidate for candidate in known}
-    near = difflib.get_close_matches(name.lower(), lowered, n=1)
-    return f"; did you mean '{lowered[near[0]]}'?" if near else ""
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -14,6 +14,8 @@ Every message says what was expected, what was found, what is still true, and wh
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Sequence
 from typing import ClassVar
 
 __all__ = [
@@ -25,6 +27,7 @@ __all__ = [
     "MissingExtra",
     "NotReady",
     "TwoTowerError",
+    "suggestion",
 ]
 
 
@@ -74,3 +77,10 @@ class MissingExtra(NotReady):
             f"{purpose} needs the package '{package}', which is not installed; "
             f"install it with: pip install 'twotower[{extra}]'"
         )
+
+
+def suggestion(name: str, known: Sequence[str]) -> str:
+    """Return `; did you mean 'x'?` for the known name nearest to `name`, or nothing."""
+    lowered = {candidate.lower(): candidate for candidate in known}
+    near = difflib.get_close_matches(name.lower(), lowered, n=1)
+    return f"; did you mean '{lowered[near[0]]}'?" if near else ""

@@ -1,0 +1,164 @@
+"""The imported folder: whole versions named by their content, and one pointer to the live one.
+
+```
+<data_dir>/imported/CURRENT              name of the live version, replaced by one atomic rename
+<data_dir>/imported/<digest>/import.json
+                            /days/2022-04-25.parquet  users.parquet  items.parquet  history.parquet
+```
+
+A version is written aside, every file is fsynced, and only then the pointer moves, so that a
+reader finds the earlier import or the new one, never a part of one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+import polars as pl
+
+from twotower.data.days import ImportManifest, read_manifest
+from twotower.data.import_report import ImportReport
+from twotower.data.schema import IMPORT_FORMAT_VERSION, DayEntry, ImportedSchema
+from twotower.errors import DataError
+
+__all__ = ["write_import"]
+
+
+def write_import(
+    imported: Path,
+    tables: Mapping[str, pl.DataFrame],
+    schema: ImportedSchema,
+    days: dict[str, DayEntry],
+    report: ImportReport,
+) -> ImportReport:
+    """Write `tables` as a version, make it live and remove the earlier one.
+
+    Args:
+        imported: the folder of all versions.
+        tables: file name below the version's folder to its content.
+        schema: kinds of IDs and the time zone.
+        days: what to know of each day.
+        report: the import's report so far.
+
+    Returns:
+        The report with its digest and whether anything changed. Where the live version holds the
+        same data already nothing is written.
+
+    Raises:
+        DataError: another import is running. The live import stays.
+    """
+    imported.mkdir(parents=True, exist_ok=True)
+    with _only_writer(imported), _staging(imported) as staging:
+        sizes, checksum = _write_tables(staging, tables)
+        checksum.update(msgspec.json.encode((IMPORT_FORMAT_VERSION, schema, days), order="sorted"))
+        digest = checksum.hexdigest()
+        if _is_live(imported, digest):
+            return msgspec.structs.replace(report, digest=digest, changed=False)
+        report = msgspec.structs.replace(report, digest=digest, changed=True)
+        manifest = ImportManifest(
+            format_version=IMPORT_FORMAT_VERSION,
+            digest=digest,
+            table_schema=schema,
+            days=days,
+            files=sizes,
+            report=msgspec.Raw(msgspec.json.encode(report)),
+        )
+        encoded = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
+        _write_durably(staging / "import.json", encoded)
+        _sync_folder(staging / "days")
+        _sync_folder(staging)
+        _make_live(imported, staging, digest)
+        _remove_others(imported, digest)
+    return report
+
+
+@contextmanager
+def _only_writer(imported: Path) -> Iterator[None]:
+    with (imported / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(
+                f"another import into {imported} is running; the live import is unchanged; "
+                "wait for it and import again"
+            ) from None
+        yield
+
+
+@contextmanager
+def _staging(imported: Path) -> Iterator[Path]:
+    """Give an empty folder that is removed unless it was renamed."""
+    staging = imported / f".staging-{os.getpid()}"
+    shutil.rmtree(staging, ignore_errors=True)
+    (staging / "days").mkdir(parents=True)
+    try:
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _write_tables(
+    staging: Path, tables: Mapping[str, pl.DataFrame]
+) -> tuple[dict[str, int], hashlib.blake2b]:
+    """Write every table; return the sizes and a checksum over names and contents."""
+    sizes, checksum = {}, hashlib.blake2b(digest_size=16)
+    for name in sorted(tables):
+        path = staging / name
+        tables[name].write_parquet(path, compression="zstd", statistics=True)
+        with path.open("rb") as written:
+            os.fsync(written.fileno())
+            content = hashlib.blake2b()
+            while chunk := written.read(1 << 20):
+                content.update(chunk)
+        sizes[name] = path.stat().st_size
+        checksum.update(name.encode() + b"\0" + content.digest())
+    return sizes, checksum
+
+
+def _is_live(imported: Path, digest: str) -> bool:
+    """Return whether the live version is `digest` and all its files are there in full."""
+    live = read_manifest(imported)
+    if live is None or live.digest != digest:
+        return False
+    paths = {name: imported / digest / name for name in live.files}
+    return all(p.is_file() and p.stat().st_size == live.files[n] for n, p in paths.items())
+
+
+def _make_live(imported: Path, staging: Path, digest: str) -> None:
+    """Move the version to its name and the pointer to the version."""
+    target = imported / digest
+    shutil.rmtree(target, ignore_errors=True)
+    staging.rename(target)
+    _sync_folder(imported)
+    aside = imported / ".CURRENT"
+    _write_durably(aside, digest.encode())
+    aside.replace(imported / "CURRENT")
+    _sync_folder(imported)
+
+
+def _remove_others(imported: Path, live: str) -> None:
+    for path in imported.iterdir():
+        if path.is_dir() and path.name != live:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _write_durably(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
