@@ -38,7 +38,7 @@ def layer(modules: str, may_import: str) -> Layer:
 
 
 LAYERS: Final[dict[str, Layer]] = {
-    "errors": layer("errors progress", ""),
+    "errors": layer("errors progress failpoints", ""),
     "settings": layer("*.settings", "errors"),
     "metrics": layer("metrics", "errors"),
     "entities": layer(
@@ -53,7 +53,8 @@ LAYERS: Final[dict[str, Layer]] = {
     "training": layer("training", "errors settings entities data model checkpoint"),
     "generation": layer(
         "publishing.generation publishing.manifest publishing.durable publishing.store"
-        " publishing.activation publishing.staging publishing.delta",
+        " publishing.activation publishing.staging publishing.entities publishing.display"
+        " publishing.delta",
         "errors settings entities",
     ),
     "encoding": layer("publishing.encoding", "errors settings entities generation"),
@@ -85,10 +86,10 @@ ENGINES: Final[dict[str, tuple[str, ...]]] = {
     "polars": ("data", "cli.import_"),
     "pyarrow": ("data",),
     "rich": ("cli",),
-    "safetensors": ("checkpoint",),
+    "safetensors": ("checkpoint", "training.resume"),
     "scipy": ("baselines",),
     "threadpoolctl": ("baselines",),
-    "torch": ("model", "training", "checkpoint", "publishing.publisher"),
+    "torch": ("model", "training", "checkpoint", "publishing.trainer_vectors"),
     "typer": ("cli",),
     "xxhash": ("data",),
 }
@@ -352,7 +353,8 @@ def test_public_names_are_one_sorted_list() -> None:
             continue
         in_order = sorted(names, key=lambda name: (not name.isupper(), not name[0].isupper(), name))
         wrong += [f"{module}.__all__ is not sorted"] if names != in_order else []
-        wrong += [f"{module}.{name} is not in __all__" for name in defined if name not in names]
+        if layer_of(module) != "cli":  # commands are registered, not imported
+            wrong += [f"{module}.{name} is not in __all__" for name in defined if name not in names]
     assert wrong == []
 
 
