@@ -5,7 +5,8 @@ Legend: `n` examples, `H` history items in all.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import dataclasses
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,8 @@ __all__ = ["Examples", "build_examples", "join_examples"]
 IntArray = npt.NDArray[np.int64]
 
 
-class Examples(NamedTuple):
+@dataclass(frozen=True)
+class Examples:
     """Positives with everything that training needs of them, in the order of event time."""
 
     event_id: npt.NDArray[np.uint64]
@@ -85,11 +87,11 @@ def build_examples(
 def join_examples(first: Examples, second: Examples) -> Examples:
     """Return the examples of both; they share one `past`."""
     joined = {
-        name: np.concatenate([getattr(first, name), getattr(second, name)])
-        for name in Examples._fields
-        if name != "past"
+        field.name: np.concatenate([getattr(first, field.name), getattr(second, field.name)])
+        for field in dataclasses.fields(Examples)
+        if field.name != "past"
     }
-    return Examples(past=first.past, **joined)
+    return dataclasses.replace(first, **joined)
 
 
 def _before_window(recent: Ragged, user: IntArray) -> IntArray:

@@ -35,6 +35,8 @@ def as_id_array(
     """
     if kind == "int":
         return _as_integers(ids)
+    if isinstance(ids, np.ndarray) and ids.dtype.kind == "S":
+        return ids
     values = [str(value) for value in ids]
     for value in values:
         if not value or "\0" in value:

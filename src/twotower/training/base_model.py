@@ -6,6 +6,7 @@ from, and the history's order across users is unknown, so a seeded random one st
 
 from __future__ import annotations
 
+import dataclasses
 from typing import NamedTuple
 
 import numpy as np
@@ -207,7 +208,8 @@ def _shown(
     )
     users, items = shown_users[is_shown_only], lists.seen.values[is_shown_only]
     ends = lists.positives.offsets[users + 1]
-    return positives._replace(
+    return dataclasses.replace(
+        positives,
         event_id=np.arange(len(users), dtype=np.uint64) + np.uint64(len(positives)),
         user=users,
         item=items,

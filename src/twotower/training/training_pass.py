@@ -12,8 +12,10 @@ from twotower.checkpoint import Checkpoint, Trained
 from twotower.data.days import event_digest, exact_shuffle
 from twotower.data.examples import Examples
 from twotower.errors import LineageError
+from twotower.failpoints import failpoint
 from twotower.progress import Progress
 from twotower.training.batches import BatchMaker
+from twotower.training.resume import Cursor, PassKeeper
 from twotower.training.settings import PassSettings, TrainingSettings
 from twotower.training.step import Stepper, load_adam, save_adam
 
@@ -30,11 +32,12 @@ def run_pass(
     pass_number: int,
     progress: Progress,
     task: str,
+    keeper: PassKeeper | None = None,
 ) -> Trained:
     """Train `state.model` on every example, `schedule.epochs` times in a new order each.
 
     The same state, examples, settings, seed and thread count give the same parameters, bit for
-    bit.
+    bit, however often the pass was killed and begun again.
 
     Args:
         state: its model and optimiser move in place.
@@ -45,62 +48,91 @@ def run_pass(
         pass_number: tells this pass's random numbers from those of any other of the lineage.
         progress: told of every step.
         task: its name there.
+        keeper: saves the pass as it goes and finds what was saved; None for neither.
 
     Returns:
         What went through a step in the last epoch, counted there and not before.
     """
     if training.threads:
         torch.set_num_threads(training.threads)
-    maker = BatchMaker(state, examples, example_log_probability, training, schedule)
-    adam = load_adam(state.model, state.optimizer, schedule.dense_learning_rate)
-    stepper = Stepper(state.model, adam, training, schedule)
-    began = time.perf_counter()
+    cursor = (keeper and keeper.load(state)) or _start_of(0, examples)
+    running = _Pass(state, examples, example_log_probability, training, schedule, pass_number)
+    running.keeper = keeper
+    began, resumed_at = time.perf_counter(), cursor.epoch * len(examples) + cursor.start
     progress.begin(task, len(examples) * schedule.epochs)
-    for epoch in range(schedule.epochs):
-        trained = _run_epoch(
-            maker, stepper, examples, schedule, (training.seed, pass_number, epoch), progress
-        )
+    progress.advance(resumed_at)
+    while True:
+        cursor = running.finish_epoch(cursor, progress)
+        if cursor.epoch + 1 == schedule.epochs:
+            break
+        cursor = _start_of(cursor.epoch + 1, examples)
     progress.end()
-    state.optimizer = save_adam(state.model, adam)
-    return _count(*trained, schedule, time.perf_counter() - began)
+    state.optimizer = save_adam(state.model, running.adam)
+    rows = len(examples) * schedule.epochs - resumed_at
+    return _count(examples, cursor, schedule, rows, time.perf_counter() - began)
 
 
-def _run_epoch(
-    maker: BatchMaker,
-    stepper: Stepper,
-    examples: Examples,
-    schedule: PassSettings,
-    seed: tuple[int, int, int],
-    progress: Progress,
-) -> tuple[list[npt.NDArray[np.uint64]], float]:
-    """Return the event IDs of every step and the summed loss."""
-    order = exact_shuffle(len(examples), _mix(*seed))
-    generator = torch.Generator()
-    stepped, total_loss = [], 0.0
-    for start in range(0, len(order), schedule.batch_size):
-        indices = order[start : start + schedule.batch_size]
-        generator.manual_seed(_mix(*seed, start + 1))
-        loss = stepper.step(maker.make(indices, generator), generator)
-        stepped.append(examples.event_id[indices])
-        total_loss += loss * len(indices)
-        progress.advance(len(indices), loss=loss)
-    return stepped, total_loss
+def _start_of(epoch: int, examples: Examples) -> Cursor:
+    return Cursor(epoch, 0, np.zeros(len(examples), np.uint8), 0.0)
+
+
+class _Pass:
+    """What the steps of a pass share."""
+
+    keeper: PassKeeper | None = None
+
+    def __init__(
+        self,
+        state: Checkpoint,
+        examples: Examples,
+        example_log_probability: npt.NDArray[np.float32],
+        training: TrainingSettings,
+        schedule: PassSettings,
+        pass_number: int,
+    ) -> None:
+        self._state = state
+        self._examples = examples
+        self._batch_size = schedule.batch_size
+        self._seed = (training.seed, pass_number)
+        self._maker = BatchMaker(state, examples, example_log_probability, training, schedule)
+        self.adam = load_adam(state.model, state.optimizer, schedule.dense_learning_rate)
+        self._stepper = Stepper(state.model, self.adam, training, schedule)
+
+    def finish_epoch(self, cursor: Cursor, progress: Progress) -> Cursor:
+        """Train the epoch's examples from the cursor on; return where it ended."""
+        order = exact_shuffle(len(self._examples), _mix(*self._seed, cursor.epoch))
+        generator = torch.Generator()
+        while cursor.start < len(order):
+            indices = order[cursor.start : cursor.start + self._batch_size]
+            generator.manual_seed(_mix(*self._seed, cursor.epoch, cursor.start + 1))
+            loss = self._stepper.step(self._maker.make(indices, generator), generator)
+            failpoint("pass.after_step")
+            cursor.times_stepped[indices] += 1
+            cursor = cursor._replace(
+                start=cursor.start + len(indices),
+                total_loss=cursor.total_loss + loss * len(indices),
+            )
+            if self.keeper is not None:
+                step = -(-cursor.start // self._batch_size)
+                self.keeper.save(self._state, self.adam, cursor, step)
+            progress.advance(len(indices), loss=loss)
+        return cursor
 
 
 def _count(
-    stepped: list[npt.NDArray[np.uint64]], total_loss: float, schedule: PassSettings, seconds: float
+    examples: Examples, cursor: Cursor, schedule: PassSettings, rows_now: int, seconds: float
 ) -> Trained:
-    event_ids = np.concatenate([np.zeros(0, np.uint64), *stepped])
+    event_ids = np.repeat(examples.event_id, cursor.times_stepped)
     rows = len(event_ids)
     return Trained(
         rows=rows,
         distinct_event_ids=len(np.unique(event_ids)),
         digest=event_digest(event_ids),
         epochs=schedule.epochs,
-        steps=len(stepped) * schedule.epochs,
-        loss=total_loss / max(rows, 1),
+        steps=-(-len(examples) // schedule.batch_size) * schedule.epochs,
+        loss=cursor.total_loss / max(rows, 1),
         seconds=round(seconds, 3),
-        examples_per_s=round(rows * schedule.epochs / max(seconds, 1e-9), 1),
+        examples_per_s=round(rows_now / max(seconds, 1e-9), 1),
     )
 
 

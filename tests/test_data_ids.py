@@ -1,0 +1,72 @@
+"""IDs, positions and rows never mix."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from twotower.data.ids import IdKind, IdMap, as_id_array, decode_ids
+from twotower.errors import DataError
+
+TEXT = st.text(min_size=1, max_size=8).filter(lambda text: "\0" not in text and text.isprintable())
+
+
+@pytest.mark.parametrize("kind", ["int", "str"])
+def test_positions_are_append_only_and_found_again(kind: IdKind) -> None:
+    ids = IdMap(kind)
+    first = ids.add([30, 10, 20, 10])
+    second = ids.add([5, 30, 40])
+    assert first.tolist() == [2, 0, 1, 0]
+    assert second[1] == 2
+    assert sorted(second[[0, 2]].tolist()) == [3, 4]
+    assert ids.positions([10, 99]).tolist() == [0, -1]
+    assert [str(value) for value in ids.decode([0, 1, 2])] == ["10", "20", "30"]
+
+
+@given(st.lists(TEXT, max_size=30), st.lists(TEXT, max_size=30))
+def test_string_ids_are_the_same_as_text_and_as_stored_bytes(
+    first: list[str], second: list[str]
+) -> None:
+    as_text, as_bytes = IdMap("str"), IdMap("str")
+    for values in (first, second):
+        as_text.add(values)
+        as_bytes.add(as_id_array(values, "str"))
+    np.testing.assert_array_equal(as_text.ids, as_bytes.ids)
+    assert len(as_text) == len(set(first) | set(second))
+    known = decode_ids(as_text.ids)
+    assert as_text.positions(known).tolist() == list(range(len(known)))
+
+
+def test_a_row_is_earned_by_occurrences_and_never_shared() -> None:
+    ids = IdMap("int")
+    positions = ids.add([1, 2, 3])
+    ids.observe(positions[[0, 0, 1]], day=7)
+    assert ids.admit(2).tolist() == [1]
+    assert ids.rows.tolist() == [1, 0, 0]
+    ids.observe(positions[[1, 2, 2]], day=8)
+    assert ids.admit(2).tolist() == [2, 3]
+    assert ids.rows.tolist() == [1, 2, 3]
+    assert ids.last_seen_day.tolist() == [7, 8, 8]
+    assert ids.num_rows == 4
+
+
+@pytest.mark.parametrize("kind", ["int", "str"])
+def test_arrays_bring_everything_back(kind: IdKind) -> None:
+    ids = IdMap(kind)
+    ids.observe(ids.add([1, 200, 3]), day=1)
+    ids.admit(1)
+    copy = IdMap.from_arrays(ids.arrays())
+    assert copy.kind == kind
+    assert copy.add([200, 7]).tolist() == ids.add([200, 7]).tolist()
+    assert copy.admit(1).tolist() == ids.admit(1).tolist() == []
+
+
+@pytest.mark.parametrize("value", ["", "a\0b"])
+def test_an_empty_id_and_one_with_nul_are_refused(value: str) -> None:
+    with pytest.raises(DataError, match="non-empty ID"):
+        as_id_array([value], "str")
+
+
+def test_a_word_is_no_integer_id() -> None:
+    with pytest.raises(DataError, match="integer IDs"):
+        as_id_array(["seven"], "int")
