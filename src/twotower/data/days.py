@@ -36,7 +36,9 @@ __all__ = [
     "day_limits_ms",
     "event_digest",
     "exact_shuffle",
+    "id_array",
     "mix64",
+    "read_manifest",
     "require_polars",
 ]
 

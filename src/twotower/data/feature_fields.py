@@ -106,7 +106,7 @@ class Field(msgspec.Struct, frozen=True, kw_only=True):
 
     def scaled(self, numbers: FloatArray, as_of_ms: int) -> FloatArray:
         """Return the standardised numbers, NaN where they are missing: `float64[n]`."""
-        return (transformed(self.settings, numbers, as_of_ms) - self.mean) / self.std
+        return (_transformed(self.settings, numbers, as_of_ms) - self.mean) / self.std
 
 
 def role_of(settings: FeatureSettings) -> FieldRole:
@@ -123,7 +123,7 @@ class _Numbers(TypedDict, total=False):
     limits: tuple[float, ...]
 
 
-def transformed(settings: FeatureSettings, numbers: FloatArray, as_of_ms: float) -> FloatArray:
+def _transformed(settings: FeatureSettings, numbers: FloatArray, as_of_ms: float) -> FloatArray:
     """Return numbers before standardisation: ages as log1p of days, log as signed log1p."""
     if settings.kind == "timestamp":
         return np.log1p(np.maximum(as_of_ms - numbers, 0.0) / MS_PER_DAY)
@@ -148,7 +148,7 @@ def fit_numbers(
     if not len(found):
         return {}
     as_of = float(found.max()) if as_of_ms is None else float(as_of_ms)
-    values = transformed(settings, found, as_of)
+    values = _transformed(settings, found, as_of)
     return {"mean": float(values.mean()), "std": float(values.std()) or 1.0}
 
 

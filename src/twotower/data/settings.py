@@ -28,7 +28,7 @@ Name = Annotated[str, msgspec.Meta(min_length=1)]
 PositiveInt = Annotated[int, msgspec.Meta(ge=1)]
 Day = Annotated[str, msgspec.Meta(pattern=r"^\d{4}-\d{2}-\d{2}$")]
 
-APPLIES_TO: dict[str, tuple[FeatureKind, ...]] = {
+_APPLIES_TO: dict[str, tuple[FeatureKind, ...]] = {
     "separator": ("multi",),
     "max_values": ("multi",),
     "transform": ("numeric",),
@@ -108,7 +108,7 @@ class FeatureSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
 
     def __post_init__(self) -> None:
         """Refuse settings that would change nothing."""
-        for name, kinds in APPLIES_TO.items():
+        for name, kinds in _APPLIES_TO.items():
             default = type(self).__struct_defaults__[self.__struct_fields__.index(name) - 1]
             if self.kind not in kinds and getattr(self, name) != default:
                 raise ValueError(
