@@ -69,7 +69,7 @@ LAYERS: Final[dict[str, Layer]] = {
     ),
     "config": layer("config", "errors settings"),
     "loop": layer(
-        "replay runtime",
+        "nightly replay runtime",
         "errors settings entities data model index metrics checkpoint training generation"
         " encoding publishing serving studies config",
     ),

@@ -39,14 +39,14 @@ def write_towers(staging: Staging, checkpoint: Checkpoint) -> None:
     staging.write("item_features.json", items.to_json())
 
 
-def write_arrays(staging: Staging, checkpoint: Checkpoint, popularity_smoothing: float) -> None:
+def write_arrays(staging: Staging, checkpoint: Checkpoint) -> None:
     """Write every array that serving looks something up in."""
     arrays = {
         **_side_arrays(checkpoint),
         **_table_arrays(checkpoint),
         "corpus": checkpoint.corpus,
         "item_frequency": checkpoint.frequency.log_probability(),
-        "log_popularity": log_popularity(checkpoint, popularity_smoothing),
+        "log_popularity": log_popularity(checkpoint),
     }
     for name, array in arrays.items():
         staging.write_array(f"{name}.npy", array)
@@ -71,11 +71,12 @@ def _table_arrays(checkpoint: Checkpoint) -> dict[str, npt.NDArray[Any]]:
     return {name: checkpoint.model.tables[table].weight.numpy() for name, table in tables.items()}
 
 
-def log_popularity(checkpoint: Checkpoint, smoothing: float) -> npt.NDArray[np.float32]:
+def log_popularity(checkpoint: Checkpoint) -> npt.NDArray[np.float32]:
     """Return the log decayed popularity of every item as of the cut: `float32[N]`.
 
-    Items that were never clicked have the logarithm of `smoothing`.
+    Items that were never clicked have the logarithm of the smoothing.
     """
+    smoothing = checkpoint.meta.model.popularity.smoothing
     every = np.full(len(checkpoint.items), math.log(smoothing), np.float32)
     counted = checkpoint.popularity.log_popularity(checkpoint.meta.window.cut_ms, smoothing)
     every[: len(counted)] = counted

@@ -61,15 +61,26 @@ class Entities:
         Raises:
             DataError: an ID is of a kind that this log cannot hold.
         """
-        for value in ids:
-            if isinstance(value, bool) or not isinstance(value, int | str):
-                raise DataError(f"expected an ID, an integer or a string, found {value!r}")
-        wanted = as_id_array(ids, self.kind)
+        wanted = self._stored_form(ids)
         if self.kind == "int" or wanted.dtype == self.ids.dtype:
             return lookup(self.ids, self.order, wanted)
         too_long = np.array([len(value) for value in wanted.tolist()]) > self.ids.dtype.itemsize
         found = lookup(self.ids, self.order, wanted.astype(self.ids.dtype))
         return np.where(too_long, -1, found)
+
+    def normal(self, value: Id) -> Id:
+        """Return an ID as the log has it: the text `712` is 712 where IDs are integers.
+
+        Raises:
+            DataError: it is of a kind that this log cannot hold.
+        """
+        return decode_ids(self._stored_form([value]))[0]
+
+    def _stored_form(self, ids: Sequence[Id]) -> npt.NDArray[np.generic]:
+        for value in ids:
+            if isinstance(value, bool) or not isinstance(value, int | str | np.integer):
+                raise DataError(f"expected an ID, an integer or a string, found {value!r}")
+        return as_id_array(ids, self.kind)
 
     def decode(self, positions: IntArray) -> list[Id]:
         """Return the IDs of the log at `positions`."""

@@ -99,7 +99,7 @@ def publish(
     parent = _parent(store, checkpoint.meta.parent)
     with store.stage() as staging:
         write_towers(staging, checkpoint)
-        write_arrays(staging, checkpoint, settings.popularity_smoothing)
+        write_arrays(staging, checkpoint)
         write_display(staging, checkpoint, display or {})
         encoder = _encoder(staging, checkpoint, settings)
         built = _build(checkpoint, encoder, index, settings)

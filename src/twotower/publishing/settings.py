@@ -35,8 +35,6 @@ class PublishingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     """Users whose vectors measure the ANN recall and the agreement of the towers."""
     batch_rows: Positive = 1024
     """Users or items that go through a tower at once while publishing."""
-    popularity_smoothing: Annotated[float, msgspec.Meta(gt=0)] = 1.0
-    """Clicks added to every item before the logarithm of the popularity coordinate."""
     threads: Positive = 1
     """Threads of one tower call."""
     lock_timeout_s: Annotated[float, msgspec.Meta(ge=0)] = 10.0

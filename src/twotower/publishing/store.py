@@ -33,7 +33,7 @@ from twotower.publishing.activation import (
 )
 from twotower.publishing.durable import Step, at_nothing, exclusive, fsync_folder
 from twotower.publishing.generation import Generation
-from twotower.publishing.manifest import check_name, is_name, refusal
+from twotower.publishing.manifest import Manifest, check_name, is_name, refusal
 from twotower.publishing.staging import Staging
 
 __all__ = ["GENERATIONS", "ModelStore", "utc_text"]
@@ -72,6 +72,19 @@ class ModelStore:
             return []
         found = [name for name in os.listdir(self.root) if is_name(name)]
         return sorted(found, key=lambda name: (len(name), name))
+
+    def manifests(self) -> dict[str, Manifest | CorruptArtifact]:
+        """Return the manifest of every generation, or what is wrong with it, oldest first.
+
+        One damaged generation must not hide the others from whoever has to roll back.
+        """
+        return {name: self._manifest(name) for name in self.names()}
+
+    def _manifest(self, name: str) -> Manifest | CorruptArtifact:
+        try:
+            return self.open(name, verify=False).manifest
+        except CorruptArtifact as error:
+            return error
 
     def live(self) -> Activation | None:
         """Return what is live, None before the first activation.

@@ -145,7 +145,7 @@ class Retriever:
         found = self.index.search(vector, k, exclude=[hidden])
         degraded = ["unknown_user"] if position < 0 else []
         return Answer(
-            user_id=user_id,
+            user_id=self.encoder.users.normal(user_id),
             generation=self.generation,
             sequence=self.sequence,
             degraded=[*degraded, *notes, *(["recent:unknown_items"] if unknown_clicks else [])],

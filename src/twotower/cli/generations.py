@@ -1,0 +1,220 @@
+"""`twotower generations`: what is published, what is live, and how to change that."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from twotower.cli import output
+from twotower.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption
+from twotower.errors import CorruptArtifact
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from rich.table import Table
+
+    from twotower.publishing.activation import Activation
+    from twotower.publishing.manifest import Manifest
+    from twotower.publishing.store import ModelStore
+
+__all__ = ["register"]
+
+NameArgument = Annotated[str, typer.Argument(help="A generation, such as g-000001.")]
+ReasonOption = Annotated[str, typer.Option("--reason", help="Why, for the audit.")]
+ForceOption = Annotated[
+    bool, typer.Option("--force", help="Activate although gates refused it; the audit names them.")
+]
+
+_generations = typer.Typer(no_args_is_help=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group to the command line."""
+    app.add_typer(_generations, name="generations", help="List, check, activate and roll back.")
+
+
+@_generations.command("list")
+def list_generations(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
+    """Show every published generation, oldest first, and which one is live.
+
+    Example: twotower generations list
+    """
+    store = _store(config)
+    live = store.live()
+    live_name = live.generation if live else None
+    manifests = store.manifests()
+    if as_json:
+        entries = [_summary(name, found, live_name) for name, found in manifests.items()]
+        output.emit_json({"live": live, "generations": entries})
+    elif manifests:
+        output.console.print(_list_table(manifests, live_name))
+    else:
+        output.console.print("nothing is published yet; publish with: twotower full", markup=False)
+
+
+@_generations.command()
+def show(
+    name: NameArgument, config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False
+) -> None:
+    """Show what a generation was trained on, what it measured, and what its gates say.
+
+    Example: twotower generations show g-000001
+    """
+    manifest = _store(config).open(name, verify=False).manifest
+    if as_json:
+        output.emit_json(manifest)
+        return
+    output.console.print(_show_table(manifest))
+    if manifest.gates:
+        output.console.print(_gates_table(manifest))
+
+
+@_generations.command()
+def verify(
+    name: NameArgument, config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False
+) -> None:
+    """Read every file of a generation and compare it with its checksum.
+
+    Example: twotower generations verify g-000001
+    """
+    manifest = _store(config).open(name, verify=True).manifest
+    num_bytes = sum(entry.bytes for entry in manifest.files.values())
+    if as_json:
+        whole = {"name": name, "whole": True, "files": len(manifest.files), "bytes": num_bytes}
+        output.emit_json(whole)
+    else:
+        output.console.print(
+            f"{name} is whole: {len(manifest.files)} files, {num_bytes:,} bytes", markup=False
+        )
+
+
+@_generations.command()
+def activate(
+    name: NameArgument,
+    force: ForceOption = False,
+    reason: ReasonOption = "",
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: JsonOption = False,
+) -> None:
+    """Verify a generation and make it live.
+
+    Example: twotower generations activate g-000001
+    """
+    _print_activation(_store(config).activate(name, force=force, reason=reason), as_json)
+
+
+@_generations.command("roll-back")
+def roll_back(
+    reason: ReasonOption = "",
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: JsonOption = False,
+) -> None:
+    """Make the generation live again that was live before.
+
+    Example: twotower generations roll-back --reason "complaints about repeats"
+    """
+    _print_activation(_store(config).roll_back(reason=reason), as_json)
+
+
+def _store(config: Path) -> ModelStore:
+    from twotower.config import load_project
+    from twotower.publishing.store import ModelStore
+
+    return ModelStore(load_project(config).data_path)
+
+
+def _summary(name: str, manifest: Manifest | CorruptArtifact, live: str | None) -> dict[str, Any]:
+    if isinstance(manifest, CorruptArtifact):
+        return {"name": name, "live": name == live, "damaged": str(manifest)}
+    return {
+        "name": name,
+        "live": name == live,
+        "kind": manifest.kind,
+        "through_day": manifest.window.through_day,
+        "parent": manifest.parent,
+        "created_at": manifest.created_at,
+        "rows": manifest.trained.rows,
+        "corpus": manifest.counts.get("corpus"),
+        "engine": manifest.index.engine,
+        "refused_by": [result.gate for result in manifest.refused],
+        "bytes": sum(entry.bytes for entry in manifest.files.values()),
+    }
+
+
+def _list_table(manifests: dict[str, Manifest | CorruptArtifact], live: str | None) -> Table:
+    from rich.table import Table
+
+    table = Table("generation", "live", "kind", "through", "parent", "rows", "corpus", "gates")
+    for name, manifest in manifests.items():
+        mark = "live" if name == live else ""
+        if isinstance(manifest, CorruptArtifact):
+            table.add_row(name, mark, "[bold red]damaged[/]")
+        else:
+            table.add_row(name, mark, *_list_cells(manifest))
+    return table
+
+
+def _list_cells(manifest: Manifest) -> list[str]:
+    refused = ", ".join(result.gate for result in manifest.refused)
+    return [
+        manifest.kind,
+        manifest.window.through_day or "history",
+        manifest.parent or "",
+        f"{manifest.trained.rows:,}",
+        f"{manifest.counts.get('corpus', 0):,}",
+        f"refused by {refused}" if refused else "passed",
+    ]
+
+
+def _show_table(manifest: Manifest) -> Table:
+    from rich.table import Table
+
+    trained, window, index = manifest.trained, manifest.window, manifest.index
+    days = f"{window.from_day or 'history'} to {window.through_day or 'history'}"
+    recall = "not measured" if index.ann_recall_at_100 is None else f"{index.ann_recall_at_100:.4f}"
+    table = Table(title=manifest.name, show_header=False, title_justify="left")
+    rows = {
+        "kind": manifest.kind,
+        "parent": manifest.parent or "none",
+        "created": manifest.created_at,
+        "trained": f"{days}: {trained.rows:,} rows, {trained.epochs} epochs, loss {trained.loss}",
+        "event IDs": f"{trained.distinct_event_ids:,} distinct, digest {trained.digest}",
+        "knows": ", ".join(f"{count:,} {name}" for name, count in manifest.counts.items()),
+        "vectors": f"{manifest.vector_dim} dimensions, {_score_words(manifest)}",
+        "index": f"{index.engine}, {index.num_items:,} items, ANN recall@100 {recall}",
+        "metrics": ", ".join(f"{k} {v:.4f}" for k, v in manifest.metrics.items()) or "none",
+        "files": f"{len(manifest.files)}, {sum(f.bytes for f in manifest.files.values()):,} bytes",
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return table
+
+
+def _score_words(manifest: Manifest) -> str:
+    if manifest.scoring.has_popularity:
+        return f"cosine with popularity, weight {manifest.scoring.popularity_weight:g}"
+    return "cosine"
+
+
+def _gates_table(manifest: Manifest) -> Table:
+    from rich.table import Table
+
+    table = Table("gate", "measured", "needs", "verdict", "detail")
+    for result in manifest.gates:
+        verdict = "passed" if result.passed else "[bold red]refused[/]"
+        table.add_row(result.gate, f"{result.measured:.4g}", result.needs, verdict, result.detail)
+    return table
+
+
+def _print_activation(activation: Activation, as_json: bool) -> None:
+    if as_json:
+        output.emit_json(activation)
+        return
+    overruled = f", overruling {', '.join(activation.forced)}" if activation.forced else ""
+    output.console.print(
+        f"{activation.generation} is live, sequence {activation.sequence}, "
+        f"before it {activation.previous or 'nothing'}{overruled}",
+        markup=False,
+    )
