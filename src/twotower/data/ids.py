@@ -16,7 +16,16 @@ import numpy.typing as npt
 
 from twotower.errors import DataError
 
-__all__ = ["UNKNOWN_ROW", "Id", "IdKind", "IdMap", "as_id_array", "decode_ids", "lookup"]
+__all__ = [
+    "UNKNOWN_ROW",
+    "Id",
+    "IdKind",
+    "IdMap",
+    "as_id_array",
+    "decode_ids",
+    "lookup",
+    "view_ids",
+]
 
 Id = int | str
 IdKind = Literal["int", "str"]

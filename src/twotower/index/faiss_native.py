@@ -18,7 +18,7 @@ import numpy.typing as npt
 from twotower.errors import CorruptArtifact, MissingExtra
 from twotower.index.interface import BoolArray, FloatArray, IntArray
 
-__all__ = ["Hnsw", "Ivf", "NativeEngine", "NativeSearch", "pack_bits"]
+__all__ = ["Hnsw", "Ivf", "NativeEngine", "NativeSearch", "load_faiss", "pack_bits"]
 
 _MIN_POINTS_PER_LIST: Final = 64
 _HNSW_LINKS: Final = 32
