@@ -43,6 +43,8 @@ FieldRole = Literal["categorical", "numeric", "multi"]
 FloatArray = npt.NDArray[np.float64]
 RowArray = npt.NDArray[np.int32]
 
+_MAX_DEVIATIONS = 1e4
+
 
 class Field(msgspec.Struct, frozen=True, kw_only=True):
     """One feature. The numbers are fixed when it is fitted; values are only ever appended."""
@@ -105,8 +107,12 @@ class Field(msgspec.Struct, frozen=True, kw_only=True):
         return number_column(series)
 
     def scaled(self, numbers: FloatArray, as_of_ms: int) -> FloatArray:
-        """Return the standardised numbers, NaN where they are missing: `float64[n]`."""
-        return (_transformed(self.settings, numbers, as_of_ms) - self.mean) / self.std
+        """Return the standardised numbers, NaN where they are missing: `float64[n]`.
+
+        They are cut at 10,000 standard deviations, so that an outlier stays a float32.
+        """
+        scaled = (_transformed(self.settings, numbers, as_of_ms) - self.mean) / self.std
+        return np.clip(scaled, -_MAX_DEVIATIONS, _MAX_DEVIATIONS)
 
 
 def role_of(settings: FeatureSettings) -> FieldRole:
@@ -156,7 +162,7 @@ def _quantile_limits(found: FloatArray, buckets: int) -> tuple[float, ...]:
     """Return distinct limits above the smallest value, so that no bucket is empty."""
     if not len(found):
         return ()
-    limits = np.unique(np.quantile(found, np.linspace(0, 1, buckets + 1)[1:-1], method="lower"))
+    limits = np.unique(np.quantile(found, np.linspace(0, 1, buckets + 1)[1:-1], method="higher"))
     return tuple(limits[limits > found.min()].tolist())
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 __all__ = [
+    "MAX_NUMBER",
     "MS_PER_DAY",
     "MS_PER_UNIT",
     "is_missing",
@@ -37,6 +38,7 @@ __all__ = [
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
+MAX_NUMBER: Final = 1e30
 MS_PER_DAY: Final = 86_400_000
 MS_PER_UNIT: Final = {"s": 1e3, "ms": 1.0, "us": 1e-3, "ns": 1e-6}
 _WHOLE_FLOAT: Final = re.compile(r"(-?\d+)\.0+")
@@ -72,13 +74,13 @@ def split_values(value: object, separator: str) -> list[str]:
 
 
 def number(value: object) -> float:
-    """Return a finite number, NaN where the value is missing or is none."""
+    """Return a number of at most `MAX_NUMBER` in size, NaN where the value is no such number."""
     if isinstance(value, (bool, int, float, str)):
         try:
             found = float(value)
         except (ValueError, OverflowError):
             return math.nan
-        return found if math.isfinite(found) else math.nan
+        return found if abs(found) <= MAX_NUMBER else math.nan
     return math.nan
 
 
@@ -146,7 +148,7 @@ def text_lists(series: pl.Series, separator: str) -> tuple[list[str], IntArray, 
 
 
 def number_column(series: pl.Series) -> FloatArray:
-    """Return a column as finite float64, NaN for missing values and for text that is no number."""
+    """Return `number` of every value of a column, `float64[N]`."""
     import polars as pl
 
     if series.dtype == pl.String:
@@ -156,7 +158,7 @@ def number_column(series: pl.Series) -> FloatArray:
             return np.full(len(series), np.nan)
         series = series.replace_strict(distinct, numbers, default=None, return_dtype=pl.Float64)
     values = series.cast(pl.Float64, strict=False).fill_null(np.nan).to_numpy()
-    return np.where(np.isfinite(values), values, np.nan)
+    return np.where(np.abs(values) <= MAX_NUMBER, values, np.nan)
 
 
 def time_column(series: pl.Series, unit: TimeUnit) -> FloatArray:
