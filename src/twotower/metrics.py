@@ -84,13 +84,13 @@ def ndcg_at_k(hits: BoolArray, num_targets: IntArray, k: int) -> FloatArray:
     """
     first = _first(hits, k)
     discounts = 1 / np.log2(np.arange(2, k + 2))
-    ideal = np.cumsum(discounts)[np.minimum(_at_least_one(num_targets), k) - 1]
-    return np.asarray(first @ discounts / ideal)
+    ideal: FloatArray = np.cumsum(discounts)[np.minimum(_at_least_one(num_targets), k) - 1]
+    return np.divide(first @ discounts, ideal)
 
 
 def hit_rate_at_k(hits: BoolArray, k: int) -> FloatArray:
     """Return 1 for each case with a target among its first `k` places, else 0, `float64[n]`."""
-    return _first(hits, k).any(1).astype(np.float64)
+    return np.asarray(_first(hits, k).any(1), dtype=np.float64)
 
 
 def reciprocal_rank(hits: BoolArray) -> FloatArray:
