@@ -7,19 +7,15 @@ a serving process nothing until one is shown.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from twotower.data.features import EncodedFeatures, FeatureSpec
-from twotower.data.ids import Id
 
-if TYPE_CHECKING:
-    import polars as pl
-
-__all__ = ["Display", "display_arrays", "display_fields", "feature_fields"]
+__all__ = ["Display", "display_arrays", "feature_fields"]
 
 
 class Display:
@@ -44,19 +40,6 @@ def display_arrays(fields: Sequence[Mapping[str, object]]) -> dict[str, npt.NDAr
     offsets = np.concatenate([[0], np.cumsum([len(line) for line in lines], dtype=np.int64)])
     text = np.frombuffer(b"".join(lines), np.uint8)
     return {"display": text, "display_offsets": offsets.astype(np.int64)}
-
-
-def display_fields(
-    items: pl.DataFrame | None, columns: Sequence[str]
-) -> dict[Id, dict[str, object]]:
-    """Return the columns to show of an imported item table, by item ID, missing ones left out."""
-    if items is None or not columns:
-        return {}
-    rows = items.select("item_id", *columns).iter_rows(named=True)
-    return {
-        row.pop("item_id"): {name: value for name, value in row.items() if value is not None}
-        for row in rows
-    }
 
 
 def feature_fields(spec: FeatureSpec, profiles: EncodedFeatures) -> list[dict[str, object]]:

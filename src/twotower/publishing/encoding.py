@@ -8,7 +8,6 @@ dimension (the popularity coordinate included).
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,7 +17,7 @@ import numpy.typing as npt
 from twotower.data.features import EncodedFeatures, FeatureSpec
 from twotower.data.ids import UNKNOWN_ROW
 from twotower.data.user_state import Ragged, take_ragged
-from twotower.errors import ConfigError, MissingExtra
+from twotower.errors import ConfigError, MissingExtra, suggestion
 from twotower.publishing.entities import Artifacts, Entities
 from twotower.publishing.generation import Generation
 from twotower.publishing.manifest import Scoring
@@ -233,6 +232,7 @@ def _overlay(
 
 
 def _unknown_feature(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean '{near[0]}'?" if near else ""
-    return f"unknown user feature {name!r}; known: {', '.join(known) or 'none'}{hint}"
+    return (
+        f"unknown user feature {name!r}; known: {', '.join(known) or 'none'}"
+        f"{suggestion(name, known)}"
+    )

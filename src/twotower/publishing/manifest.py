@@ -122,7 +122,6 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     parent: str | None
     created_at: str
     """UTC, ISO 8601. For people: order comes from names and sequence numbers."""
-    day: str | None = None
     window: Window
     trained: Trained
     seed: int = 0

@@ -37,5 +37,3 @@ class PublishingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     """Users or items that go through a tower at once while publishing."""
     threads: Positive = 1
     """Threads of one tower call."""
-    lock_timeout_s: Annotated[float, msgspec.Meta(ge=0)] = 10.0
-    """How long an activation waits for another one to end."""
