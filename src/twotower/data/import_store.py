@@ -52,30 +52,46 @@ def write_import(
         same data already nothing is written.
 
     Raises:
-        DataError: another import is running. The live import stays.
+        DataError: another import is running, or the disk is full. The live import stays.
     """
-    imported.mkdir(parents=True, exist_ok=True)
-    with _only_writer(imported), _staging(imported) as staging:
-        sizes, checksum = _write_tables(staging, tables)
-        checksum.update(msgspec.json.encode((IMPORT_FORMAT_VERSION, schema, days), order="sorted"))
-        digest = checksum.hexdigest()
-        if _is_live(imported, digest):
-            return msgspec.structs.replace(report, digest=digest, changed=False)
-        report = msgspec.structs.replace(report, digest=digest, changed=True)
-        manifest = ImportManifest(
-            format_version=IMPORT_FORMAT_VERSION,
-            digest=digest,
-            table_schema=schema,
-            days=days,
-            files=sizes,
-            report=msgspec.Raw(msgspec.json.encode(report)),
-        )
-        encoded = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
-        _write_durably(staging / "import.json", encoded)
-        _sync_folder(staging / "days")
-        _sync_folder(staging)
-        _make_live(imported, staging, digest)
-        _remove_others(imported, digest)
+    try:
+        imported.mkdir(parents=True, exist_ok=True)
+        with _only_writer(imported), _staging(imported) as staging:
+            return _write(imported, staging, tables, schema, days, report)
+    except OSError as error:
+        raise DataError(
+            f"the import could not be written: {error}; the earlier import is still live"
+        ) from error
+
+
+def _write(
+    imported: Path,
+    staging: Path,
+    tables: Mapping[str, pl.DataFrame],
+    schema: ImportedSchema,
+    days: dict[str, DayEntry],
+    report: ImportReport,
+) -> ImportReport:
+    sizes, checksum = _write_tables(staging, tables)
+    checksum.update(msgspec.json.encode((IMPORT_FORMAT_VERSION, schema, days), order="sorted"))
+    digest = checksum.hexdigest()
+    if _is_live(imported, digest):
+        return msgspec.structs.replace(report, digest=digest, changed=False)
+    report = msgspec.structs.replace(report, digest=digest, changed=True)
+    manifest = ImportManifest(
+        format_version=IMPORT_FORMAT_VERSION,
+        digest=digest,
+        table_schema=schema,
+        days=days,
+        files=sizes,
+        report=msgspec.Raw(msgspec.json.encode(report)),
+    )
+    encoded = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
+    _write_durably(staging / "import.json", encoded)
+    _sync_folder(staging / "days")
+    _sync_folder(staging)
+    _make_live(imported, staging, digest)
+    _remove_others(imported, digest)
     return report
 
 
