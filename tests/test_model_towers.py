@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
@@ -62,7 +63,8 @@ def run(graph: bytes, inputs: dict[str, npt.NDArray[Any]]) -> npt.NDArray[np.flo
 def pooled(model: TwoTower) -> npt.NDArray[np.float32]:
     table = model.tables["history"].weight.numpy()
     bags = [[1, 2], [], [3, 3], [5], []]
-    return np.stack([table[bag].mean(0) if bag else np.zeros(5, np.float32) for bag in bags])
+    nothing = np.zeros(5, np.float32)
+    return np.stack([table[bag].sum(0) / len(bag) ** 0.5 if bag else nothing for bag in bags])
 
 
 def inputs(values: Features, **rows: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]:
@@ -86,6 +88,27 @@ def test_every_input_moves_the_vector() -> None:
     ]
     for changed, _ in others:
         assert not torch.allclose(base[0], changed[0])
+
+
+def test_pooling_by_the_root_lets_a_longer_history_weigh_more() -> None:
+    mean = two_tower(settings=msgspec.structs.replace(SETTINGS, history_pooling="mean"))
+    root = two_tower(settings=msgspec.structs.replace(SETTINGS, history_pooling="sqrt"))
+    plain, past = features(USER), history()
+    by_mean, _ = mean.encode_users(IDS, plain, past)
+    by_root, _ = root.encode_users(IDS, plain, past)
+    single = torch.tensor([1, 3, 4])  # empty histories and those of one item agree
+    torch.testing.assert_close(by_mean[single], by_root[single])
+    assert not torch.allclose(by_mean[0], by_root[0])
+
+
+def test_the_skip_reaches_the_output() -> None:
+    plain = two_tower(settings=msgspec.structs.replace(SETTINGS, skip=False))
+    skipping = two_tower()
+    values = features(USER)
+    first, _ = plain.encode_users(IDS, values, history())
+    second, _ = skipping.encode_users(IDS, values, history())
+    assert len(skipping.dense_parameters()) == len(plain.dense_parameters()) + 2
+    assert not torch.allclose(first, second)
 
 
 def test_padding_of_a_multi_valued_feature_has_no_effect() -> None:

@@ -20,6 +20,7 @@ from twotower.data.settings import EntitySource, EventSource, HistorySource
 from twotower.errors import ConfigError, suggestion
 from twotower.index.settings import IndexSettings
 from twotower.model.settings import ModelSettings
+from twotower.publishing.settings import PublishingSettings
 from twotower.training.settings import TrainingSettings
 
 if sys.version_info >= (3, 11):
@@ -50,6 +51,7 @@ class ProjectSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     model: ModelSettings = ModelSettings()
     training: TrainingSettings = TrainingSettings()
     index: IndexSettings = IndexSettings()
+    publishing: PublishingSettings = PublishingSettings()
 
     def __post_init__(self) -> None:
         """Refuse a time zone that does not exist."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -86,7 +87,7 @@ def build_examples(
 
 def join_examples(first: Examples, second: Examples) -> Examples:
     """Return the examples of both; they share one `past`."""
-    joined = {
+    joined: dict[str, Any] = {
         field.name: np.concatenate([getattr(first, field.name), getattr(second, field.name)])
         for field in dataclasses.fields(Examples)
         if field.name != "past"

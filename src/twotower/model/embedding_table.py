@@ -21,7 +21,12 @@ class Lookup:
 
     def __init__(self, table: EmbeddingTable, rows: Tensor) -> None:
         self._table = table
-        self.rows, self.inverse = torch.unique(rows, return_inverse=True)
+        if len(rows) >= len(table):
+            # Taking every row is cheaper than finding the distinct ones; a row that was not
+            # looked up has a gradient of exactly zero, which moves nothing.
+            self.rows, self.inverse = torch.arange(len(table)), rows
+        else:
+            self.rows, self.inverse = torch.unique(rows, return_inverse=True)
         self._values = table.weight[self.rows].requires_grad_()
 
     def embed(self, start: int = 0, end: int | None = None) -> Tensor:
@@ -92,7 +97,8 @@ class EmbeddingTable:
         """
         accumulator = self.accumulator[rows] + gradient.square().mean(1)
         self.accumulator[rows] = accumulator
-        self.weight[rows] -= learning_rate * gradient / (accumulator.sqrt() + _EPSILON)[:, None]
+        step = learning_rate / (accumulator.sqrt() + _EPSILON)
+        self.weight[rows] -= step[:, None] * gradient
 
     def decay(self, factor: float) -> None:
         """Multiply every accumulator, so that months of warm starts do not stop the learning."""

@@ -113,6 +113,10 @@ def _finish(graph: _Graph, tower: Tower, parts: list[str], name: str) -> bytes:
         current = graph.add("Gemm", [current, weight, bias], f"linear_{number}", transB=1)
         if number < len(layers) - 1:
             current = graph.add("Relu", [current], f"hidden_{number}")
+    if tower.skip is not None:
+        weight = graph.constant("weight_skip", tower.skip.weight.detach().numpy())
+        skipped = graph.add("Gemm", ["tower_input", weight], "linear_skip", transB=1)
+        current = graph.add("Add", [current, skipped], "output")
     graph.add("LpNormalization", [current], "vector", axis=1, p=2)
     output = helper.make_tensor_value_info(
         "vector", TensorProto.FLOAT, ["B", layers[-1].out_features]

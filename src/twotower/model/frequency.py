@@ -73,8 +73,15 @@ class FrequencyEstimator:
         return self.gap[items]
 
     def log_probability(self) -> npt.NDArray[np.float32]:
-        """Return every item's log probability as of now, `float32[N]`; the floor if never seen."""
-        return self._log(np.where(self.occurrences > 0, self.gap, np.inf))
+        """Return every item's log probability as of now, `float32[N]`; the floor if never seen.
+
+        An item that has been absent for longer than its mean gap counts as being as rare as its
+        absence says: the paper's estimate moves only when the item occurs, and would keep an item
+        that is gone at its old probability for good.
+        """
+        absent = (self.num_examples - self.last).astype(np.float64)
+        gap = np.maximum(self.gap, absent)
+        return self._log(np.where(self.occurrences > 0, gap, np.inf))
 
     def _log(self, gaps: FloatArray) -> npt.NDArray[np.float32]:
         return np.log(np.clip(1.0 / np.maximum(gaps, 1.0), self.floor, 1.0)).astype(np.float32)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
-__all__ = ["ModelSettings", "PopularitySettings"]
+__all__ = ["HistoryPooling", "ModelSettings", "PopularitySettings"]
 
+HistoryPooling = Literal["mean", "sqrt"]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 
 
@@ -24,6 +25,8 @@ class PopularitySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     """Weight of the log decayed popularity in the logit; 0 switches the coordinate off."""
     half_life_h: Annotated[float, msgspec.Meta(gt=0)] = 24.0
     """Hours after which a click counts half."""
+    smoothing: Annotated[float, msgspec.Meta(gt=0)] = 1.0
+    """Clicks that every item is taken to have had."""
 
 
 class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -41,6 +44,11 @@ class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """Widths of the hidden layers of both towers."""
     history_length: Annotated[int, msgspec.Meta(ge=0)] = 50
     """Most recent positives of a user that are pooled; 0 switches the history off."""
+    history_pooling: HistoryPooling = "sqrt"
+    """sqrt: sum of the embeddings over the root of their number, so that a longer history weighs
+    more; mean: over their number."""
+    skip: bool = True
+    """Add a linear map from a tower's input straight to its output."""
     init_std: Annotated[float, msgspec.Meta(gt=0)] = 0.1
     """Standard deviation of an embedding's first values."""
     id_init_std: Annotated[float, msgspec.Meta(gt=0)] = 0.02

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from twotower.model.embedding_table import EmbeddingTable, Lookup
-from twotower.model.settings import ModelSettings
+from twotower.model.settings import HistoryPooling, ModelSettings
 
 __all__ = ["FeatureShape", "Features", "History", "Tower", "TwoTower"]
 
@@ -57,19 +57,28 @@ class History(NamedTuple):
 
 
 class Tower(nn.Module):
-    """A multi-layer perceptron with ReLU whose output has unit length."""
+    """A multi-layer perceptron with ReLU, beside it a linear map; the output has unit length.
+
+    The perceptron finds crossings of features; the linear map lets an embedding reach the vector
+    as it is, which is how factorisation learns, and learns it from the first step.
+    """
 
     def __init__(
-        self, input_dim: int, hidden: tuple[int, ...], vector_dim: int, generator: torch.Generator
+        self,
+        input_dim: int,
+        hidden: tuple[int, ...],
+        vector_dim: int,
+        *,
+        skip: bool,
+        generator: torch.Generator,
     ) -> None:
         super().__init__()
         dims = (input_dim, *hidden, vector_dim)
         self.layers = nn.ModuleList(nn.Linear(source, target) for source, target in pairwise(dims))
-        for layer in self.linear_layers():
-            bound = 1 / math.sqrt(layer.in_features)
-            with torch.no_grad():
-                layer.weight.uniform_(-bound, bound, generator=generator)
-                layer.bias.zero_()
+        self.skip = nn.Linear(input_dim, vector_dim, bias=False) if skip else None
+        for layer in self.modules():
+            if isinstance(layer, nn.Linear):
+                _initialise(layer, generator)
 
     def linear_layers(self) -> Iterator[nn.Linear]:
         """Yield the layers from input to output."""
@@ -87,9 +96,21 @@ class Tower(nn.Module):
             `[B, D]`.
         """
         *hidden, last = self.linear_layers()
+        current = inputs
         for layer in hidden:
-            inputs = functional.relu(layer(inputs))
-        return functional.normalize(last(inputs), dim=1)
+            current = functional.relu(layer(current))
+        output = last(current)
+        if self.skip is not None:
+            output = output + self.skip(inputs)
+        return functional.normalize(output, dim=1)
+
+
+def _initialise(layer: nn.Linear, generator: torch.Generator) -> None:
+    bound = 1 / math.sqrt(layer.in_features)
+    with torch.no_grad():
+        layer.weight.uniform_(-bound, bound, generator=generator)
+        if layer.bias is not None:
+            layer.bias.zero_()
 
 
 class TwoTower:
@@ -98,8 +119,13 @@ class TwoTower:
     TABLES = ("user_id", "history", "user_feature", "item_id", "item_feature")
 
     def __init__(
-        self, user_tower: Tower, item_tower: Tower, tables: dict[str, EmbeddingTable]
+        self,
+        user_tower: Tower,
+        item_tower: Tower,
+        tables: dict[str, EmbeddingTable],
+        history_pooling: HistoryPooling,
     ) -> None:
+        self.history_pooling = history_pooling
         self.user_tower = user_tower
         self.item_tower = item_tower
         self.tables = tables
@@ -140,11 +166,17 @@ class TwoTower:
         item_dim = settings.id_dim + item_shape.input_dim(settings.feature_dim)
         if settings.history_length:
             user_dim += settings.history_dim
-        return cls(
-            Tower(user_dim, settings.hidden, settings.vector_dim, generator),
-            Tower(item_dim, settings.hidden, settings.vector_dim, generator),
-            tables,
-        )
+
+        def tower(input_dim: int) -> Tower:
+            return Tower(
+                input_dim,
+                settings.hidden,
+                settings.vector_dim,
+                skip=settings.skip,
+                generator=generator,
+            )
+
+        return cls(tower(user_dim), tower(item_dim), tables, settings.history_pooling)
 
     def dense_parameters(self) -> dict[str, nn.Parameter]:
         """Return every weight that is no embedding row, by name."""
@@ -169,7 +201,7 @@ class TwoTower:
         parts, lookups = [ids.embed()], [ids]
         if history is not None:
             past = self.tables["history"].lookup(history.rows)
-            parts.append(past.pool(history.offsets))
+            parts.append(self._pool(past, history))
             lookups.append(past)
         side, looked_up = self._embed(self.tables["user_feature"], features)
         return self.user_tower(torch.cat([*parts, *side], 1)), [*lookups, *looked_up]
@@ -184,6 +216,14 @@ class TwoTower:
         ids = self.tables["item_id"].lookup(id_rows)
         side, looked_up = self._embed(self.tables["item_feature"], features)
         return self.item_tower(torch.cat([ids.embed(), *side], 1)), [ids, *looked_up]
+
+    def _pool(self, past: Lookup, history: History) -> Tensor:
+        mean = past.pool(history.offsets)
+        if self.history_pooling == "mean":
+            return mean
+        end = torch.tensor([len(history.rows)])
+        lengths = torch.diff(history.offsets, append=end)
+        return mean * lengths.sqrt()[:, None]
 
     @staticmethod
     def _embed(table: EmbeddingTable, features: Features) -> tuple[list[Tensor], list[Lookup]]:

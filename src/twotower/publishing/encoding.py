@@ -43,6 +43,7 @@ class Encoder:
         *,
         as_of_ms: int,
         history_length: int,
+        history_pooling: str,
         threads: int = 1,
     ) -> None:
         """Map the arrays and load the towers; the files' checksums were verified before.
@@ -52,6 +53,7 @@ class Encoder:
             scoring: Whether vectors have a popularity coordinate.
             as_of_ms: The cut, at which ages of timestamp features are measured.
             history_length: Most recent clicks that are pooled, 0 for none.
+            history_pooling: `sqrt` or `mean`, see `ModelSettings`.
             threads: Threads of one tower call.
 
         Raises:
@@ -66,6 +68,7 @@ class Encoder:
         self._scoring = scoring
         self._as_of_ms = as_of_ms
         self._history_length = history_length
+        self._history_power = {"mean": 1.0, "sqrt": 0.5}[history_pooling]
         self._user_rows: FloatArray = artifacts.array("user_id_embeddings.npy")
         self._item_rows: FloatArray = artifacts.array("item_id_embeddings.npy")
         self._history_rows: FloatArray = artifacts.array("history_embeddings.npy")
@@ -82,6 +85,7 @@ class Encoder:
             manifest.scoring,
             as_of_ms=manifest.window.cut_ms,
             history_length=manifest.history_length,
+            history_pooling=manifest.history_pooling,
             threads=threads,
         )
 
@@ -159,14 +163,15 @@ class Encoder:
         return np.column_stack([vectors, np.ones(len(vectors), np.float32)])
 
     def _pool(self, histories: Ragged) -> FloatArray:
-        """Return the mean history row of each user, zeros for an empty history: `[n, dim]`."""
+        """Return the pooled history rows of each user, zeros for an empty one: `[n, dim]`."""
         lengths = histories.lengths()
         pooled = np.zeros((len(lengths), self._history_rows.shape[1]), np.float32)
         filled = lengths > 0
         if filled.any():
             rows = self._history_rows[self.items.rows[histories.values]]
             total = np.add.reduceat(rows, histories.offsets[:-1][filled], axis=0)
-            pooled[filled] = total / lengths[filled, None].astype(np.float32)
+            divisor = lengths[filled].astype(np.float32) ** np.float32(self._history_power)
+            pooled[filled] = total / divisor[:, None]
         return pooled
 
 

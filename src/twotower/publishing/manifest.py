@@ -130,6 +130,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """Of the vectors in the index, the popularity coordinate included."""
     scoring: Scoring = Scoring()
     history_length: int = 0
+    history_pooling: Literal["mean", "sqrt"] = "mean"
     """Most recent clicks of a user that the user tower pools."""
     counts: dict[str, int]
     """users, items, corpus, user_rows, item_rows."""

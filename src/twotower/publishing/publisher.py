@@ -130,6 +130,7 @@ def _encoder(staging: Staging, checkpoint: Checkpoint, settings: PublishingSetti
         _scoring(checkpoint),
         as_of_ms=checkpoint.meta.window.cut_ms,
         history_length=checkpoint.meta.model.history_length,
+        history_pooling=checkpoint.meta.model.history_pooling,
         threads=settings.threads,
     )
 
@@ -196,6 +197,7 @@ def _manifest(
         vector_dim=built.item_vectors.shape[1],
         scoring=_scoring(checkpoint),
         history_length=meta.model.history_length,
+        history_pooling=meta.model.history_pooling,
         counts={
             "users": len(checkpoint.users),
             "items": len(checkpoint.items),

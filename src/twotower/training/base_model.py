@@ -73,6 +73,7 @@ def train_base_model(
     if history is None:
         learn(state, tables, state.users.ids, state.items.ids, cut_ms)
         state.user_state = UserState.empty(len(state.users))
+        state.popularity.grow(len(state.items))
         return state
     lists = _learn_lists(state, tables, history, cut_ms)
     examples = _examples(lists, model.history_length, training.base_shown_weight)
@@ -89,10 +90,8 @@ def train_base_model(
         task="base model",
     )
     check_trained_once(trained, rows=len(examples), digest=event_digest(examples.event_id))
+    state.popularity.grow(len(state.items))
     state.user_state = UserState(_newest(lists.positives, model.history_length), lists.seen)
-    state.popularity.advance(
-        lists.positives.values, np.full(len(lists.positives.values), cut_ms - 1), cut_ms
-    )
     return state.replace_meta(trained=trained)
 
 

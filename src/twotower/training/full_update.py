@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
+
 from twotower.checkpoint import Checkpoint, CheckpointMeta
 from twotower.data.days import ImportedData
 from twotower.data.examples import Examples, build_examples
@@ -15,6 +17,7 @@ from twotower.data.schema import IntArray
 from twotower.model.settings import ModelSettings
 from twotower.progress import SILENT, Progress
 from twotower.training.growth import EntityTables, admit, learn, refresh_profiles
+from twotower.training.resume import PassKeeper
 from twotower.training.settings import TrainingSettings
 from twotower.training.training_pass import check_trained_once, run_pass
 from twotower.training.window import WindowEvents, check_shapes, day_number, open_window
@@ -31,6 +34,7 @@ def run_full_update(
     training: TrainingSettings,
     parent_name: str | None = None,
     progress: Progress = SILENT,
+    keeper: PassKeeper | None = None,
 ) -> Checkpoint:
     """Return the checkpoint that follows `parent` after the days up to `through`.
 
@@ -42,6 +46,7 @@ def run_full_update(
         training: settings of this run.
         parent_name: generation that the parent was published as.
         progress: told of every step.
+        keeper: saves the running pass and finds what was saved; None for neither.
 
     Raises:
         LineageError: the day was trained already, is not imported, or was not trained once.
@@ -74,6 +79,7 @@ def run_full_update(
         pass_number=day_number(through),
         progress=progress,
         task=f"full update {through}",
+        keeper=keeper,
     )
     check_trained_once(trained, rows=window.num_positives, digest=window.digest)
     _advance(state, window, users, items)
@@ -107,4 +113,8 @@ def _advance(state: Checkpoint, window: WindowEvents, users: IntArray, items: In
         recent_limit=state.meta.model.history_length,
     )
     positive = events.outcome
-    state.popularity.advance(items[positive], events.event_time_ms[positive], window.window.cut_ms)
+    cut_ms = window.window.cut_ms
+    # A day column may put an event behind its midnight: it still belongs to this cut.
+    times = np.minimum(events.event_time_ms[positive], cut_ms - 1)
+    state.popularity.advance(items[positive], times, cut_ms)
+    state.popularity.grow(len(state.items))

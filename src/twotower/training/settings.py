@@ -86,6 +86,8 @@ class TrainingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     """Of the pairwise hinge, in units of the score."""
     accumulator_decay: Share = 1.0
     """Factor on every Adagrad accumulator at the start of a full update; 1 keeps it."""
+    save_every_steps: PositiveInt = 500
+    """Steps between two saves of a running full update, from which a killed one goes on."""
     seed: NonNegativeInt = 0
     threads: NonNegativeInt = 0
     """Threads of arithmetic, 0 for PyTorch's choice; the last bits of a result depend on it."""

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from twotower.model.logits import LogitRules, training_logits
 from twotower.model.losses import Loss, select_loss
+from twotower.model.tiled_listwise import tiled_listwise
 from twotower.model.towers import TwoTower
 from twotower.training.batches import Batch
 from twotower.training.settings import PassSettings, TrainingSettings
@@ -29,6 +30,7 @@ class Stepper:
         self._table_learning_rate = schedule.table_learning_rate
         self._rules = _logit_rules(training)
         self._loss: Loss = select_loss(training.loss, margin=training.margin / training.temperature)
+        self._is_tiled = training.loss == "listwise" and training.negatives.in_batch
 
     def step(self, batch: Batch, generator: torch.Generator) -> float:
         """Move every dense parameter and every looked-up row; return the batch's loss."""
@@ -36,7 +38,7 @@ class Stepper:
             batch.user_rows, batch.user_features, batch.history
         )
         items, item_lookups = self._model.encode_items(batch.item_rows, batch.item_features)
-        loss = self._weighted_loss(users @ items.T, batch, generator)
+        loss = self._weighted_loss(users, items, batch, generator)
         self._adam.zero_grad()
         loss.backward()
         self._adam.step()
@@ -44,8 +46,14 @@ class Stepper:
             lookup.apply_gradient(self._table_learning_rate)
         return loss.item()
 
-    def _weighted_loss(self, scores: Tensor, batch: Batch, generator: torch.Generator) -> Tensor:
-        positives, negatives = training_logits(scores, batch.columns, self._rules, generator)
+    def _weighted_loss(
+        self, users: Tensor, items: Tensor, batch: Batch, generator: torch.Generator
+    ) -> Tensor:
+        if self._is_tiled:
+            return tiled_listwise(users, items, batch.columns, self._rules, batch.weight)
+        positives, negatives = training_logits(
+            users @ items.T, batch.columns, self._rules, generator
+        )
         losses = self._loss(positives, negatives)
         return (losses * batch.weight).sum() / batch.weight.sum()
 

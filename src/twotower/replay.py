@@ -1,0 +1,198 @@
+"""A log through the whole loop in simulated time: each night trains, each day is predicted.
+
+The day that is scored is always one that nothing has been trained on: the model and every baseline
+know the days before it and nothing else. Users and items are numbered once for all models.
+Legend: `n` users, `I` items.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from twotower.baselines import (
+    BaselineSettings,
+    Interactions,
+    als,
+    als_popularity,
+    fit_als,
+    item_to_item,
+    popularity,
+    popularity_decayed,
+    popularity_previous_day,
+)
+from twotower.data.days import DayEvents, ImportedData
+from twotower.data.ids import IdMap, decode_ids
+from twotower.data.user_state import Ragged, UserState, append_ragged
+from twotower.evaluation import Scorer, UserDays, user_days
+from twotower.publishing.encoding import Encoder
+from twotower.publishing.generation import Generation
+
+__all__ = ["BASELINES", "ReplayedDay", "ReplayedLog", "generation_scorer"]
+
+IntArray = npt.NDArray[np.int64]
+
+BASELINES = (
+    "popularity",
+    "popularity_previous_day",
+    "popularity_decayed",
+    "item_to_item",
+    "als",
+    "als_popularity",
+)
+
+
+class ReplayedDay(NamedTuple):
+    """One day to predict, and everything that may be known when it begins."""
+
+    day: str
+    truth: UserDays
+    known: Interactions
+    num_known: IntArray
+    """`[n]`, positives of each of `truth.users` before the day, the history included."""
+    is_cold: npt.NDArray[np.bool_]
+    """`[I]`, items without a positive before the day, the history included."""
+
+
+class ReplayedLog:
+    """The imported days, one after the other, over one numbering of users and items."""
+
+    def __init__(self, data: ImportedData) -> None:
+        self.data = data
+        self.users = IdMap(data.user_id_kind)
+        self.items = IdMap(data.item_id_kind)
+        tables = ((self.users, data.users(), "user_id"), (self.items, data.items(), "item_id"))
+        for ids, frame, column in tables:
+            if frame is not None:
+                ids.add(frame[column].to_list())
+        self._events = {day: data.day(day) for day in data.days}
+        for events in self._events.values():
+            self.users.add(events.user_id)
+            self.items.add(events.item_id)
+        self._history = data.history()
+        if self._history is not None:
+            self.users.add(self._history.user_id)
+            self.items.add(np.concatenate([self._history.positives, self._history.seen]))
+
+    def days(self, first: str, last: str) -> Iterator[ReplayedDay]:
+        """Yield the days from `first` to `last`, each with what was known before it."""
+        seen = self._history_seen
+        clicks = self._all_clicks
+        for number, (day, events) in enumerate(self._events.items()):
+            users, items = self._positions(events)
+            if first <= day <= last:
+                yield self._replayed(day, users, items, events, seen, clicks, number)
+            shown = UserState(Ragged.empty(0), seen).advance(
+                users, items, events.outcome, num_users=len(self.users), recent_limit=1
+            )
+            seen = shown.seen
+
+    def _replayed(
+        self,
+        day: str,
+        users: IntArray,
+        items: IntArray,
+        events: DayEvents,
+        seen: Ragged,
+        clicks: Interactions,
+        number: int,
+    ) -> ReplayedDay:
+        truth = user_days(users, items, events.outcome, seen)
+        known = clicks.before(number, self.data.day_entry(day).start_ms)
+        known_users = np.concatenate([known.users, known.history_users])
+        known_items = np.concatenate([known.items, known.history_items])
+        return ReplayedDay(
+            day=day,
+            truth=truth,
+            known=known,
+            num_known=np.bincount(known_users, minlength=len(self.users))[truth.users],
+            is_cold=np.bincount(known_items, minlength=len(self.items)) == 0,
+        )
+
+    def _positions(self, events: DayEvents) -> tuple[IntArray, IntArray]:
+        return self.users.positions(events.user_id), self.items.positions(events.item_id)
+
+    @cached_property
+    def _history_seen(self) -> Ragged:
+        nothing = Ragged.empty(len(self.users))
+        if self._history is None:
+            return nothing
+        users = self.users.positions(self._history.user_id)
+        owners = np.repeat(users, np.diff(self._history.seen_offsets))
+        items = self.items.positions(self._history.seen)
+        return append_ragged(nothing, owners, items, num_lists=len(self.users), limit=0)
+
+    @cached_property
+    def _all_clicks(self) -> Interactions:
+        events = list(self._events.values())
+        clicked = [day.outcome for day in events]
+        positions = [self._positions(day) for day in events]
+        history_users, history_items = self._history_pairs()
+        last = self.data.day_entry(self.data.days[-1])
+        return Interactions(
+            users=_pick([users for users, _ in positions], clicked),
+            items=_pick([items for _, items in positions], clicked),
+            event_time_ms=_pick([day.event_time_ms for day in events], clicked),
+            day=_pick([np.full(len(day), n) for n, day in enumerate(events)], clicked),
+            history_users=history_users,
+            history_items=history_items,
+            num_users=len(self.users),
+            num_items=len(self.items),
+            next_day=len(events),
+            cut_ms=last.end_ms,
+        )
+
+    def _history_pairs(self) -> tuple[IntArray, IntArray]:
+        if self._history is None:
+            return np.zeros(0, np.int64), np.zeros(0, np.int64)
+        users = self.users.positions(self._history.user_id)
+        owners = np.repeat(users, np.diff(self._history.positive_offsets))
+        return owners, self.items.positions(self._history.positives)
+
+
+def _pick(columns: list[IntArray], masks: list[npt.NDArray[np.bool_]]) -> IntArray:
+    return np.concatenate([column[mask] for column, mask in zip(columns, masks, strict=True)])
+
+
+def generation_scorer(generation: Generation, log: ReplayedLog) -> Scorer:
+    """Return a scorer that ranks as the generation would: its own files, its own towers.
+
+    Items that the generation does not know score minus infinity: it cannot return them.
+    """
+    encoder = Encoder.of(generation)
+    corpus = np.asarray(generation.array("corpus.npy"))
+    item_vectors = np.asarray(generation.array("item_vectors.npy"))
+    places = log.items.positions(encoder.items.decode(corpus))
+    log_user_ids = log.users.ids
+
+    def score(users: IntArray) -> npt.NDArray[np.float32]:
+        scores = np.full((len(users), len(log.items)), -np.inf, np.float32)
+        vectors = encoder.user_vectors(encoder.users.positions(decode_ids(log_user_ids[users])))
+        scores[:, places] = vectors @ item_vectors.T
+        return scores
+
+    return score
+
+
+def baseline_scorers(
+    known: Interactions, settings: BaselineSettings
+) -> Mapping[str, Callable[[], Scorer]]:
+    """Return for every baseline a function that fits it on what is known."""
+
+    def factors() -> Scorer:
+        return als(known, settings.als)
+
+    return {
+        "popularity": lambda: popularity(known),
+        "popularity_previous_day": lambda: popularity_previous_day(known),
+        "popularity_decayed": lambda: popularity_decayed(known, settings.decayed_half_life_h),
+        "item_to_item": lambda: item_to_item(known, settings.item_to_item),
+        "als": factors,
+        "als_popularity": lambda: als_popularity(
+            known, settings.als_popularity, fit_als(known, settings.als_popularity.als)
+        ),
+    }
