@@ -141,6 +141,25 @@ def test_the_history_weight_decides_between_history_and_clicks() -> None:
     assert share_of_own_colour(20) < 0.4
 
 
+def test_what_was_only_shown_is_a_weak_positive() -> None:
+    known = clicks([0, 1, 1], [0, 0, 1], [1, 2, 3])
+    known = known._replace(history_users=np.array([1]), history_items=np.array([1]))
+    shown = known._replace(seen_users=np.array([0, 1, 1]), seen_items=np.array([3, 1, 3]))
+
+    def score_of_shown(weight: float) -> float:
+        settings = AlsSettings(factors=2, seen_weight=weight, num_threads=1)
+        return float(als(shown, settings)(USERS)[0, 3])
+
+    assert score_of_shown(0) == pytest.approx(0, abs=1e-6)
+    assert 0.01 < score_of_shown(0.01) < score_of_shown(1)
+    without = fit_als(known, AlsSettings(factors=2, num_threads=1))
+    unweighted = fit_als(shown, AlsSettings(factors=2, num_threads=1))
+    assert (without.items == unweighted.items).all()
+    item_1_only = known._replace(seen_users=np.array([1]), seen_items=np.array([1]))
+    ignored = fit_als(item_1_only, AlsSettings(factors=2, num_threads=1, seen_weight=5))
+    assert (ignored.items == without.items).all()
+
+
 def test_als_popularity_adds_the_log_of_the_decayed_counts() -> None:
     known, _ = checkerboard()
     known = known._replace(history_users=known.users[:50], history_items=known.items[:50])

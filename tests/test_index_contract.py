@@ -68,10 +68,24 @@ def test_top_k_never_returns_minus_infinity() -> None:
     assert best.scores.tolist() == [[3, 2, -np.inf]]
 
 
-def test_top_k_agrees_with_a_full_sort() -> None:
-    scores = np.random.default_rng(0).integers(0, 40, (50, 300)).astype(np.float32)
+@pytest.mark.parametrize("num_columns", [1, 24, 25, 26, 300, 5000])
+@pytest.mark.parametrize("num_values", [1, 3, 40, 2**20])
+@pytest.mark.parametrize("share_excluded", [0, 0.5, 1])
+def test_top_k_agrees_with_a_full_sort(
+    num_columns: int, num_values: int, share_excluded: float
+) -> None:
+    generator = np.random.default_rng(0)
+    scores = generator.integers(0, num_values, (9, num_columns)).astype(np.float32)
+    scores[0] = np.arange(num_columns)
+    scores[1] = -np.arange(num_columns)
+    scores[generator.random(scores.shape) < share_excluded] = -np.inf
     best = top_k(scores, 25)
-    assert (best.columns == np.argsort(-scores, axis=1, kind="stable")[:, :25]).all()
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :25]
+    values = np.take_along_axis(scores, order, 1)
+    wanted = np.where(np.isneginf(values), -1, order)
+    assert (best.columns[:, :num_columns] == wanted).all()
+    assert (best.scores[:, :num_columns] == values).all()
+    assert (best.columns[:, num_columns:] == -1).all()
 
 
 def test_auto_is_exact_up_to_the_limit() -> None:

@@ -7,7 +7,7 @@ Legend: `m` clicks, `h` history pairs, `U` users, `I` items, `n` users asked abo
 
 from __future__ import annotations
 
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
@@ -40,6 +40,9 @@ NotNegative = Annotated[float, msgspec.Meta(ge=0)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
 
 
+_NOBODY: Final = np.zeros(0, np.int64)
+
+
 class Interactions(NamedTuple):
     """The positives before a day: clicks with their times, and a history without."""
 
@@ -61,6 +64,10 @@ class Interactions(NamedTuple):
     """The day that is asked about; clicks of it or later must not be here."""
     cut_ms: int
     """When that day begins."""
+    seen_users: IntArray = _NOBODY
+    """`int64[s]`, positions: whom the history says to have been shown `seen_items`."""
+    seen_items: IntArray = _NOBODY
+    """`int64[s]`, positions; those that are history positives too are ignored."""
 
     def before(self, day: int, cut_ms: int) -> Interactions:
         """Return what was known before `day`, which begins at `cut_ms`."""
@@ -90,7 +97,9 @@ class AlsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     alpha: Positive = 40.0
     """Confidence of a click; see `fit_als`."""
     history_weight: NotNegative = 0.2
-    """What a pair of the history counts beside a click's 1."""
+    """What a positive pair of the history counts beside a click's 1."""
+    seen_weight: NotNegative = 0.0
+    """What a pair counts that the history only says to have been shown: a weak positive."""
     iterations: Count = 8
     seed: int = 1
     num_threads: Annotated[int, msgspec.Meta(ge=0)] = 0
@@ -145,7 +154,7 @@ def item_to_item(known: Interactions, settings: ItemToItemSettings | None = None
         MissingExtra: scipy is not installed.
     """
     chosen = settings or ItemToItemSettings()
-    matrix = _matrix(known, history_weight=1.0)
+    matrix = _matrix(known, history_weight=1.0, seen_weight=0.0)
     matrix.data[:] = 1
     similar = (matrix.T @ matrix).tocoo()
     root = np.sqrt(similar.diagonal())
@@ -165,8 +174,8 @@ class AlsFactors(NamedTuple):
 def fit_als(known: Interactions, settings: AlsSettings | None = None) -> AlsFactors:
     """Return the factors of implicit-feedback matrix factorisation (Hu, Koren, Volinsky 2008).
 
-    A pair counts `alpha` times its weight: 1 for a click, `history_weight` for the history, the
-    sum where there are both. Repeatable with one seed, whatever the number of threads.
+    A pair counts `alpha` times its weight: 1 for a click, `history_weight` or `seen_weight` for the
+    history, the sum where there are both. Repeatable with one seed, whatever the number of threads.
 
     Raises:
         MissingExtra: implicit or threadpoolctl is not installed.
@@ -187,7 +196,7 @@ def fit_als(known: Interactions, settings: AlsSettings | None = None) -> AlsFact
             num_threads=chosen.num_threads,
             random_state=chosen.seed,
         )
-        model.fit(_matrix(known, chosen.history_weight), show_progress=False)
+        model.fit(_matrix(known, chosen.history_weight, chosen.seen_weight), show_progress=False)
     return AlsFactors(np.asarray(model.user_factors), np.asarray(model.item_factors))
 
 
@@ -234,20 +243,28 @@ def _decayed(known: Interactions, half_life_h: float) -> npt.NDArray[np.float64]
     return counts.counts
 
 
-def _matrix(known: Interactions, history_weight: float) -> Any:
+def _matrix(known: Interactions, history_weight: float, seen_weight: float) -> Any:
     """Return the sparse matrix `float32[U, I]` of weights; a pair counts once a source."""
     try:
         from scipy.sparse import csr_matrix
     except ImportError as error:
         raise MissingExtra("scipy", "baselines", "this baseline") from error
-
-    def distinct(users: IntArray, items: IntArray, weight: float) -> Any:
-        pairs = np.unique(users * known.num_items + items)
-        values = np.full(len(pairs), weight, np.float32)
-        places = np.divmod(pairs, known.num_items)
-        return csr_matrix((values, places), shape=(known.num_users, known.num_items))
-
-    history = distinct(known.history_users, known.history_items, history_weight)
-    matrix = (history + distinct(known.users, known.items, 1.0)).tocsr()
+    history = _pairs(known.history_users, known.history_items, known.num_items)
+    seen = _pairs(known.seen_users, known.seen_items, known.num_items)
+    sources = [
+        (_pairs(known.users, known.items, known.num_items), 1.0),
+        (history, history_weight),
+        (np.setdiff1d(seen, history, assume_unique=True), seen_weight),
+    ]
+    pairs = np.concatenate([source for source, _ in sources])
+    weights = np.concatenate([np.full(len(source), weight) for source, weight in sources])
+    places = np.divmod(pairs, known.num_items)
+    shape = (known.num_users, known.num_items)
+    matrix = csr_matrix((weights.astype(np.float32), places), shape=shape)
     matrix.eliminate_zeros()
     return matrix
+
+
+def _pairs(users: IntArray, items: IntArray, num_items: int) -> IntArray:
+    """Return the distinct pairs as one number each."""
+    return np.unique(users * num_items + items)

@@ -105,8 +105,10 @@ def reciprocal_rank(hits: BoolArray) -> FloatArray:
 
 def coverage(ranked: IntArray, num_items: int, k: int) -> float:
     """Return the share of `num_items` that stands among anybody's first `k` places."""
-    shown = np.unique(ranked[:, :k])
-    return float(np.count_nonzero(shown >= 0) / num_items)
+    shown = ranked[:, :k]
+    is_shown = np.zeros(num_items, np.bool_)
+    is_shown[shown[shown >= 0]] = True
+    return float(is_shown.mean())
 
 
 def _first(hits: BoolArray, k: int) -> BoolArray:

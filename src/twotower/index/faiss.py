@@ -134,12 +134,13 @@ class FaissIndex(TunableIndex):
         checked = check_search(queries, self._dimensions, k, exclude)
         if allowed is not None:
             added = added.take(added.allowed_rows(allowed))
-        scanned = added.search(checked, k, exclude)
         if native is None:
-            return scanned
+            return added.search(checked, k, exclude)
         mask = live if allowed is None else live & base.allowed_mask(allowed)
-        masked = MaskedSearch(self._engine, native, base, mask, self.effort)
-        return merge(masked.search(checked, k, exclude), scanned, k)
+        found = MaskedSearch(self._engine, native, base, mask, self.effort).search(
+            checked, k, exclude
+        )
+        return merge(found, added.search(checked, k, exclude), k) if len(added.ids) else found
 
     def upsert(self, ids: IntArray, vectors: FloatArray) -> None:
         """See `VectorIndex.upsert`; copies what was added since the build."""

@@ -22,7 +22,7 @@ __all__ = ["Hnsw", "Ivf", "NativeEngine", "NativeSearch", "load_faiss", "pack_bi
 
 _MIN_POINTS_PER_LIST: Final = 64
 _HNSW_LINKS: Final = 32
-_HNSW_BUILD_EFFORT: Final = 200
+_HNSW_BUILD_EFFORT: Final = 100
 
 
 class NativeSearch(NamedTuple):

@@ -66,8 +66,10 @@ class VectorRows(NamedTuple):
     def allowed_rows(self, allowed: BoolArray | IntArray) -> IntArray:
         """Return the rows whose labels are allowed, ascending; see `VectorIndex.search`."""
         wanted = np.asarray(allowed)
-        labels = np.flatnonzero(wanted) if wanted.dtype == np.bool_ else check_ids(wanted)
-        return self.known(labels)
+        if wanted.dtype != np.bool_:
+            return self.known(check_ids(wanted))
+        covered = self.ids[: np.searchsorted(self.ids, len(wanted))]
+        return np.flatnonzero(wanted[covered])
 
     def allowed_mask(self, allowed: BoolArray | IntArray) -> BoolArray:
         """Return which rows' labels are allowed, `bool[N]`; see `VectorIndex.search`."""

@@ -9,12 +9,14 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from twotower.index.interface import PADDING, FloatArray, IntArray, SearchResult
+from twotower.index.interface import PADDING, BoolArray, FloatArray, IntArray, SearchResult
 
 __all__ = ["TopK", "merge", "top_k"]
 
-
 _SLAB_COLUMNS: Final = 1024
+_MAX_GROUP: Final = 16
+_MAX_NEAR: Final = 4
+"""Near columns a place wanted, above which a row is taken to have many equal scores."""
 
 
 class TopK(NamedTuple):
@@ -27,25 +29,68 @@ class TopK(NamedTuple):
 def top_k(scores: FloatArray, k: int) -> TopK:
     """Return the `k` best columns of each row of `scores[n, N]`, equal scores by lower column.
 
-    A column whose score is -inf is never returned. `argpartition` alone would choose among equal
-    scores at the border by its pivots; so what is above the border score is collected, then
-    the lowest columns at it, and all is sorted stably.
+    A column whose score is -inf is never returned. The few columns above a bound that is quickly
+    had are sorted stably; `argpartition` takes three times as long, and chooses among equal
+    scores at the border by its pivots.
     """
     num_rows, num_columns = scores.shape
     kept = min(k, num_columns)
-    found = _padded(num_rows, k)
     if kept == 0 or num_rows == 0:
-        return found
-    border = np.partition(scores, num_columns - kept, axis=1)[:, num_columns - kept]
-    # A -inf border would collect every excluded column only to drop it again.
-    border = np.maximum(border, np.finfo(np.float32).min)[:, None]
-    above = np.flatnonzero(scores > border)
-    filled = _fill(found, scores, above // num_columns, above % num_columns, None)
+        return _padded(num_rows, k)
+    near = scores >= _lower_bound(scores, kept)
+    is_wide = np.count_nonzero(near, axis=1) > _MAX_NEAR * kept
+    if not is_wide.any():
+        return _sorted(_all_of(scores, near), k)
+    best = _padded(num_rows, k)
+    best.columns[is_wide], best.scores[is_wide] = _sorted(_down_to_border(scores[is_wide], kept), k)
+    rest = _all_of(scores[~is_wide], near[~is_wide])
+    best.columns[~is_wide], best.scores[~is_wide] = _sorted(rest, k)
+    return best
+
+
+def _sorted(found: TopK, k: int) -> TopK:
+    """Return the best `k` of each row, padded; equal scores as they come."""
+    order = np.argsort(-found.scores, axis=1, kind="stable")[:, :k]
+    best = _padded(len(order), k)
+    width = order.shape[1]
+    best.columns[:, :width] = np.take_along_axis(found.columns, order, 1)
+    best.scores[:, :width] = np.take_along_axis(found.scores, order, 1)
+    return best
+
+
+def _lower_bound(scores: FloatArray, kept: int) -> FloatArray:
+    """Return a score `[n, 1]` that at least `kept` columns reach, or the least finite one.
+
+    It is the `kept`-th largest maximum of groups of columns: as many columns reach it as groups.
+    """
+    num_rows, num_columns = scores.shape
+    group = max(1, min(_MAX_GROUP, num_columns // (2 * kept)))
+    num_groups = num_columns // group
+    whole = scores[:, : group * num_groups].reshape(num_rows, group, num_groups)
+    best = whole.max(axis=1)
+    bound = np.partition(best, num_groups - kept, axis=1)[:, num_groups - kept, None]
+    # A bound of -inf would collect every excluded column only to drop it again.
+    return np.maximum(bound, np.finfo(np.float32).min)
+
+
+def _all_of(scores: FloatArray, near: BoolArray) -> TopK:
+    flat = np.flatnonzero(near)
+    rows, columns = np.divmod(flat, scores.shape[1])
+    found = _padded(len(scores), int(np.bincount(rows, minlength=1).max()))
+    _fill(found, scores, rows, columns, np.zeros(len(scores), np.int64))
+    return found
+
+
+def _down_to_border(scores: FloatArray, kept: int) -> TopK:
+    """Return what is above the `kept`-th best score, then the lowest columns that equal it."""
+    place = scores.shape[1] - kept
+    border = np.partition(scores, place, axis=1)[:, place, None]
+    border = np.maximum(border, np.finfo(np.float32).min)
+    found = _padded(len(scores), kept)
+    rows, columns = np.nonzero(scores > border)
+    filled = _fill(found, scores, rows, columns, np.zeros(len(scores), np.int64))
     _fill_equal(found, scores, border, kept, filled)
-    order = np.argsort(-found.scores, axis=1, kind="stable")
-    return TopK(
-        np.take_along_axis(found.columns, order, 1), np.take_along_axis(found.scores, order, 1)
-    )
+    return found
 
 
 def _padded(num_rows: int, width: int) -> TopK:
@@ -56,20 +101,19 @@ def _padded(num_rows: int, width: int) -> TopK:
 
 
 def _fill(
-    found: TopK, scores: FloatArray, rows: IntArray, columns: IntArray, filled: IntArray | None
+    found: TopK, scores: FloatArray, rows: IntArray, columns: IntArray, filled: IntArray
 ) -> IntArray:
     """Put entries, grouped by row, behind the `filled[n]` that are there; return the new counts.
 
     Entries that no longer fit are dropped.
     """
     counts = np.bincount(rows, minlength=len(scores)).astype(np.int64)
-    before = np.zeros_like(counts) if filled is None else filled
-    shift = before - np.cumsum(counts) + counts
+    shift = filled - np.cumsum(counts) + counts
     place = np.arange(len(rows)) + shift[rows]
     fits = place < found.columns.shape[1]
     rows, columns, place = rows[fits], columns[fits], place[fits]
     found.columns[rows, place], found.scores[rows, place] = columns, scores[rows, columns]
-    return before + counts
+    return filled + counts
 
 
 def _fill_equal(
