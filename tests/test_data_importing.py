@@ -130,6 +130,7 @@ def test_times_that_are_all_in_the_future_are_refused(tmp_path: Path) -> None:
         ("log.parquet", b"PAR1 no", "log.parquet: cannot be read: "),
         ("log.json", b"{}", "log.json: expected a file ending in .csv, .tsv,"),
     ],
+    ids=["no-header", "no-rows", "ragged", "not-utf8", "torn-gzip", "no-parquet", "unknown-kind"],
 )
 def test_unreadable_files_are_named(
     tmp_path: Path, name: str, content: bytes, expected: str

@@ -11,6 +11,7 @@ from zoneinfo import ZoneInfo
 import msgspec
 import numpy as np
 
+from twotower.data.feature_values import flat_values
 from twotower.data.ids import IdKind
 from twotower.data.schema import (
     IMPORT_FORMAT_VERSION,
@@ -232,5 +233,4 @@ def id_array(series: pl.Series) -> IdArray:
 
 def _flat(lists: pl.Series) -> tuple[IdArray, IntArray]:
     lengths = lists.list.len().to_numpy().astype(np.int64)
-    values = lists.list.explode(empty_as_null=False, keep_nulls=False)
-    return id_array(values), np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+    return id_array(flat_values(lists)), np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])

@@ -16,7 +16,6 @@ from twotower.errors import DataError
 __all__ = [
     "Table",
     "entity_columns",
-    "flat_items",
     "history_columns",
     "read_entities",
     "read_history",
@@ -85,11 +84,6 @@ def read_history(sources: Sources, source: HistorySource, zone: str, now_ms: int
             frame = frame.with_columns(last_time_ms=times)
         frames.append(frame)
     return _last_rows(tables, frames, "user_id", {})
-
-
-def flat_items(lists: pl.Series) -> pl.Series:
-    """Return the values of a list column one after the other."""
-    return lists.list.explode(empty_as_null=False, keep_nulls=False)
 
 
 def _last_rows(

@@ -24,6 +24,7 @@ __all__ = [
     "MAX_NUMBER",
     "MS_PER_DAY",
     "MS_PER_UNIT",
+    "flat_values",
     "is_missing",
     "number",
     "number_column",
@@ -141,10 +142,14 @@ def text_lists(series: pl.Series, separator: str) -> tuple[list[str], IntArray, 
     else:
         lists = series.reshape((-1, 1)).arr.to_list()
     owners = np.repeat(np.arange(len(lists)), lists.list.len().fill_null(0).to_numpy())
-    flat = lists.list.explode(empty_as_null=False, keep_nulls=False)
-    uniques, codes = text_codes(flat)
+    uniques, codes = text_codes(flat_values(lists))
     present = codes < len(uniques)
     return uniques, codes[present], owners.astype(np.int64)[present]
+
+
+def flat_values(lists: pl.Series) -> pl.Series:
+    """Return the values of a list column one after the other; empty lists give none."""
+    return lists.filter(lists.list.len() > 0).explode()
 
 
 def number_column(series: pl.Series) -> FloatArray:

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 
 import polars as pl
 
-from twotower.data.entity_tables import Table, flat_items
+from twotower.data.entity_tables import Table
 from twotower.data.event_table import EventTable
-from twotower.data.feature_values import text_codes
+from twotower.data.feature_values import flat_values, text_codes
 from twotower.data.import_report import (
     EntityReport,
     EventReport,
@@ -103,7 +103,7 @@ def _feature_reports(source: EntitySource, table: Table) -> Iterator[FeatureRepo
 
 def _cardinality(series: pl.Series) -> int:
     if isinstance(series.dtype, pl.List):
-        series = flat_items(series)
+        series = flat_values(series)
     if series.dtype == pl.String:
         return len(text_codes(series)[0])
     return series.drop_nulls().n_unique()

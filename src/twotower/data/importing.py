@@ -18,12 +18,12 @@ from twotower.data.days import day_limits_ms, event_digest
 from twotower.data.entity_tables import (
     Table,
     entity_columns,
-    flat_items,
     history_columns,
     read_entities,
     read_history,
 )
 from twotower.data.event_table import EventTable, event_columns, read_events
+from twotower.data.feature_values import flat_values
 from twotower.data.ids import IdKind
 from twotower.data.import_report import ImportReport
 from twotower.data.import_store import write_import
@@ -165,7 +165,7 @@ def _typed(
     user_kind = id_kind([frame["user_id"] for frame in tables.values() if "user_id" in frame])
     item_columns = [frame["item_id"] for frame in tables.values() if "item_id" in frame]
     if read.history is not None:
-        item_columns.append(flat_items(read.history.frame["seen"]))
+        item_columns.append(flat_values(read.history.frame["seen"]))
     item_kind = id_kind(item_columns)
     kinds: dict[str, IdKind] = {"user_id": user_kind, "item_id": item_kind}
     typed = {part: _stored(part, frame, kinds) for part, frame in tables.items()}
