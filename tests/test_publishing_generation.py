@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -389,10 +390,13 @@ def test_any_flipped_bit_of_current_is_found_and_an_activation_repairs_it(
     store.activate("g-000002")
     path = store.root / "CURRENT"
     sound = path.read_bytes()
-    for offset in range(len(sound)):
-        flip_bit(path, offset, offset % 8)
+    for offset, bit in itertools.product(range(len(sound)), range(8)):
+        flip_bit(path, offset, bit)
         with pytest.raises(CorruptArtifact):
-            store.open()
+            store.live()
+        path.write_bytes(sound)
+    assert store.open().name == "g-000002"
+    flip_bit(path, sound.index(b"manifest") + 12, 0)
     repaired = store.activate("g-000001")
     assert (repaired.sequence, repaired.previous) == (3, "g-000002")
     assert store.open().name == "g-000001"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ from tiny_checkpoint import CUT_MS, external_ids, replace_table, tiny_checkpoint
 from twotower.checkpoint import Checkpoint
 from twotower.data.ids import IdKind
 from twotower.errors import DataError, GateRefused
-from twotower.index import open_index
+from twotower.index import VectorIndex, build_index, open_index
 from twotower.index.settings import EngineName, IndexSettings
+from twotower.model.settings import HistoryPooling
+from twotower.publishing import publisher
 from twotower.publishing.display import Display
 from twotower.publishing.encoding import Encoder
 from twotower.publishing.gates import Gate, Measured
@@ -39,11 +42,19 @@ def publish_tiny(store: ModelStore, checkpoint: Checkpoint) -> Generation:
 @pytest.mark.parametrize("kind", ["int", "str"])
 @pytest.mark.parametrize("history_length", [0, 4])
 @pytest.mark.parametrize("with_features", [True, False])
+@pytest.mark.parametrize("pooling", ["mean", "sqrt"])
 def test_served_vectors_are_the_trainers(
-    store: ModelStore, kind: IdKind, history_length: int, with_features: bool
+    store: ModelStore,
+    kind: IdKind,
+    history_length: int,
+    with_features: bool,
+    pooling: HistoryPooling,
 ) -> None:
     checkpoint = tiny_checkpoint(
-        kind=kind, history_length=history_length, with_features=with_features
+        kind=kind,
+        history_length=history_length,
+        history_pooling=pooling,
+        with_features=with_features,
     )
     encoder = Encoder.of(publish_tiny(store, checkpoint))
     users, items = np.arange(len(checkpoint.users)), np.arange(len(checkpoint.items))
@@ -146,32 +157,31 @@ def test_another_history_moves_the_user_vector(store: ModelStore) -> None:
     )
 
 
-def test_history_is_the_mean_of_the_history_table(store: ModelStore) -> None:
-    checkpoint = tiny_checkpoint()
+@pytest.mark.parametrize(("pooling", "pooled"), [("mean", 2.0), ("sqrt", 6 / 3**0.5)])
+def test_history_is_pooled_from_the_history_table(
+    store: ModelStore, pooling: HistoryPooling, pooled: float
+) -> None:
+    checkpoint = tiny_checkpoint(history_pooling=pooling)
     table = np.zeros(checkpoint.model.tables["history"].weight.shape, np.float32)
-    table[checkpoint.items.rows[3]] = 1
-    table[checkpoint.items.rows[4]] = 4
+    rows = checkpoint.items.rows
+    table[rows[3]], table[rows[4]], table[rows[5]] = 1, 4, pooled
     replace_table(checkpoint, "history", table)
     encoder = Encoder.of(publish_tiny(store, checkpoint))
     profile, _ = encoder.profile(0, {})
-    mean = table.copy()
-    mean[checkpoint.items.rows[5]] = 2
-    replace_table(checkpoint, "history", mean)
-    other = Encoder.of(publish_tiny(store, checkpoint))
     np.testing.assert_allclose(
         encoder.user_vector(0, profile, np.array([3, 3, 4])),
-        other.user_vector(0, profile, np.array([5])),
+        encoder.user_vector(0, profile, np.array([5])),
         atol=1e-6,
     )
 
 
 def test_not_admitted_users_share_the_unknown_row(store: ModelStore) -> None:
     checkpoint = tiny_checkpoint()
-    assert checkpoint.users.rows[-2:].tolist() == [0, 0]
+    assert checkpoint.users.rows[9:11].tolist() == [0, 0]
     encoder = Encoder.of(publish_tiny(store, checkpoint))
     profile, _ = encoder.profile(3, {})
     nothing = np.zeros(0, np.int64)
-    vectors = [encoder.user_vector(user, profile, nothing) for user in (-1, 10, 11, 3)]
+    vectors = [encoder.user_vector(user, profile, nothing) for user in (-1, 9, 10, 11)]
     np.testing.assert_array_equal(vectors[0], vectors[1])
     np.testing.assert_array_equal(vectors[0], vectors[2])
     assert np.abs(vectors[0] - vectors[3]).max() > 1e-3
@@ -209,6 +219,21 @@ def test_a_shrunken_corpus_is_held_against_the_parent(store: ModelStore) -> None
     assert [result.gate for result in bad.manifest.refused] == ["corpus_kept"]
     lenient = PublishingSettings(gates=GateSettings(max_corpus_loss=0.5))
     assert publish(checkpoint, store, index=INDEX, settings=lenient).manifest.refused == []
+
+
+def test_an_index_of_other_vectors_is_refused(
+    store: ModelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build_wrongly(engine: str, *arguments: Any) -> VectorIndex:
+        ids, vectors, *rest = arguments
+        shifted = vectors if engine == "exact" else np.roll(vectors, 1, axis=0)
+        return build_index("exact", ids, shifted, *rest)
+
+    monkeypatch.setattr(publisher, "build_index", build_wrongly)
+    checkpoint = tiny_checkpoint(num_items=400, num_users=40)
+    generation = publish(checkpoint, store, index=IndexSettings(engine="faiss_ivf"))
+    assert [result.gate for result in generation.manifest.refused] == ["ann_recall_at_100"]
+    assert generation.manifest.index.ann_recall_at_100 == pytest.approx(0.3, abs=0.2)
 
 
 def test_own_gates_are_asked_instead(store: ModelStore) -> None:

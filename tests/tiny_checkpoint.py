@@ -15,7 +15,7 @@ from twotower.data.popularity import DecayedCounts
 from twotower.data.settings import FeatureSettings
 from twotower.data.user_state import UserState
 from twotower.model.frequency import FrequencyEstimator
-from twotower.model.settings import ModelSettings, PopularitySettings
+from twotower.model.settings import HistoryPooling, ModelSettings, PopularitySettings
 from twotower.model.towers import TwoTower
 from twotower.training.settings import TrainingSettings
 
@@ -57,16 +57,18 @@ def tiny_checkpoint(
     num_items: int = 60,
     seed: int = 0,
     history_length: int = 4,
+    history_pooling: HistoryPooling = "mean",
     with_features: bool = True,
     popularity_weight: float = 0.0,
     parent: str | None = None,
 ) -> Checkpoint:
-    """Users click and see random items; the last two users and items have no rows of their own."""
+    """Users click and see random items; two users and two items have no rows of their own."""
     rng = np.random.default_rng(seed)
     users, items = IdMap(kind), IdMap(kind)
     user_order = users.add(external_ids(kind, "user", num_users))
     items.add(external_ids(kind, "item", num_items))
-    users.counts[:-2] = items.counts[:-2] = 1
+    users.counts[:], items.counts[:] = 1, 1
+    users.counts[-3:-1] = items.counts[-3:-1] = 0
     users.admit(1)
     items.admit(1)
     user_frame = _users(num_users)[np.argsort(user_order)]
@@ -76,7 +78,8 @@ def tiny_checkpoint(
     popularity = PopularitySettings(weight=popularity_weight)
     settings = ModelSettings(
         vector_dim=8, id_dim=6, history_dim=5, feature_dim=3, hidden=(16,),
-        history_length=history_length, id_init_std=0.5, init_std=0.5, popularity=popularity,
+        history_length=history_length, history_pooling=history_pooling,
+        id_init_std=0.5, init_std=0.5, popularity=popularity,
     )  # fmt: skip
     model = TwoTower.create(
         settings,

@@ -20,7 +20,7 @@ from twotower.data.user_state import Ragged, take_ragged
 from twotower.errors import ConfigError, MissingExtra, suggestion
 from twotower.publishing.entities import Artifacts, Entities
 from twotower.publishing.generation import Generation
-from twotower.publishing.manifest import Scoring
+from twotower.publishing.manifest import HistoryPooling, Scoring
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -43,7 +43,7 @@ class Encoder:
         *,
         as_of_ms: int,
         history_length: int,
-        history_pooling: str,
+        history_pooling: HistoryPooling,
         threads: int = 1,
     ) -> None:
         """Map the arrays and load the towers; the files' checksums were verified before.
@@ -53,7 +53,7 @@ class Encoder:
             scoring: Whether vectors have a popularity coordinate.
             as_of_ms: The cut, at which ages of timestamp features are measured.
             history_length: Most recent clicks that are pooled, 0 for none.
-            history_pooling: `sqrt` or `mean`, see `ModelSettings`.
+            history_pooling: How, as the trainer did; see `ModelSettings`.
             threads: Threads of one tower call.
 
         Raises:
@@ -68,7 +68,7 @@ class Encoder:
         self._scoring = scoring
         self._as_of_ms = as_of_ms
         self._history_length = history_length
-        self._history_power = {"mean": 1.0, "sqrt": 0.5}[history_pooling]
+        self._history_pooling = history_pooling
         self._user_rows: FloatArray = artifacts.array("user_id_embeddings.npy")
         self._item_rows: FloatArray = artifacts.array("item_id_embeddings.npy")
         self._history_rows: FloatArray = artifacts.array("history_embeddings.npy")
@@ -170,8 +170,10 @@ class Encoder:
         if filled.any():
             rows = self._history_rows[self.items.rows[histories.values]]
             total = np.add.reduceat(rows, histories.offsets[:-1][filled], axis=0)
-            divisor = lengths[filled].astype(np.float32) ** np.float32(self._history_power)
-            pooled[filled] = total / divisor[:, None]
+            divisor = lengths[filled, None].astype(np.float32)
+            pooled[filled] = total / (
+                divisor if self._history_pooling == "mean" else np.sqrt(divisor)
+            )
         return pooled
 
 

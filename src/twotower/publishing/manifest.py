@@ -23,6 +23,7 @@ __all__ = [
     "MANIFEST_DIGEST",
     "FileEntry",
     "GateResult",
+    "HistoryPooling",
     "IndexEntry",
     "Manifest",
     "Scoring",
@@ -42,6 +43,7 @@ FORMAT_VERSION: Final = 1
 MANIFEST: Final = "manifest.json"
 MANIFEST_DIGEST: Final = "manifest.b2sum"
 
+HistoryPooling = Literal["mean", "sqrt"]
 T = TypeVar("T")
 
 _NAME: Final = re.compile(r"g-[0-9]{6,12}")
@@ -130,8 +132,9 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """Of the vectors in the index, the popularity coordinate included."""
     scoring: Scoring = Scoring()
     history_length: int = 0
-    history_pooling: Literal["mean", "sqrt"] = "mean"
     """Most recent clicks of a user that the user tower pools."""
+    history_pooling: HistoryPooling = "mean"
+    """How: their rows' sum divided by their number, or by its square root."""
     counts: dict[str, int]
     """users, items, corpus, user_rows, item_rows."""
     index: IndexEntry
