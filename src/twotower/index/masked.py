@@ -20,7 +20,7 @@ from twotower.index.interface import (
     check_ids,
 )
 from twotower.index.rows import VectorRows
-from twotower.index.top_k import top_k
+from twotower.index.top_k import TopK, best_of
 
 __all__ = ["MaskedSearch"]
 
@@ -94,8 +94,5 @@ class MaskedSearch(NamedTuple):
             vectors = self.rows.vectors[rows[part]]
             scores[part] = np.einsum("nd,ncd->nc", queries[part], vectors)
         scores[rows < 0] = -np.inf
-        best = top_k(scores, k)
-        found = np.take_along_axis(rows, np.maximum(best.columns, 0), 1)
-        return SearchResult(
-            self.rows.labels(np.where(best.columns < 0, PADDING, found)), best.scores
-        )
+        best = best_of(TopK(rows, scores), k)
+        return SearchResult(self.rows.labels(best.columns), best.scores)

@@ -11,7 +11,7 @@ import numpy as np
 
 from twotower.index.interface import PADDING, BoolArray, FloatArray, IntArray, SearchResult
 
-__all__ = ["TopK", "merge", "top_k"]
+__all__ = ["TopK", "best_of", "merge", "top_k"]
 
 _SLAB_COLUMNS: Final = 1024
 _MAX_GROUP: Final = 16
@@ -40,15 +40,15 @@ def top_k(scores: FloatArray, k: int) -> TopK:
     near = scores >= _lower_bound(scores, kept)
     is_wide = np.count_nonzero(near, axis=1) > _MAX_NEAR * kept
     if not is_wide.any():
-        return _sorted(_all_of(scores, near), k)
+        return best_of(_all_of(scores, near), k)
     best = _padded(num_rows, k)
-    best.columns[is_wide], best.scores[is_wide] = _sorted(_down_to_border(scores[is_wide], kept), k)
+    best.columns[is_wide], best.scores[is_wide] = best_of(_down_to_border(scores[is_wide], kept), k)
     rest = _all_of(scores[~is_wide], near[~is_wide])
-    best.columns[~is_wide], best.scores[~is_wide] = _sorted(rest, k)
+    best.columns[~is_wide], best.scores[~is_wide] = best_of(rest, k)
     return best
 
 
-def _sorted(found: TopK, k: int) -> TopK:
+def best_of(found: TopK, k: int) -> TopK:
     """Return the best `k` of each row, padded; equal scores as they come."""
     order = np.argsort(-found.scores, axis=1, kind="stable")[:, :k]
     best = _padded(len(order), k)
