@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
+import errno
 import json
 import os
 import shutil
@@ -390,8 +390,8 @@ def test_any_flipped_bit_of_current_is_found_and_an_activation_repairs_it(
     store.activate("g-000002")
     path = store.root / "CURRENT"
     sound = path.read_bytes()
-    for offset, bit in itertools.product(range(len(sound)), range(8)):
-        flip_bit(path, offset, bit)
+    for offset in range(len(sound)):
+        flip_bit(path, offset, offset % 8)
         with pytest.raises(CorruptArtifact):
             store.live()
         path.write_bytes(sound)
@@ -531,6 +531,38 @@ def test_a_failed_publish_leaves_nothing(store: ModelStore) -> None:
         staging.write("a.bin", b"y")
     assert store.names() == []
     assert [entry.name for entry in store.root.iterdir()] == [".publish.lock"]
+
+
+def test_what_bears_the_name_of_an_orphan_is_removed_without_following_it(
+    store: ModelStore, tmp_path: Path
+) -> None:
+    publish_small(store)
+    (tmp_path / "precious").mkdir()
+    (store.root / ".staging-g-000002").symlink_to(tmp_path / "precious")
+    (store.root / ".staging-file").write_bytes(b"x")
+    (store.root / ".staging-g-000009").mkdir()
+    assert publish_small(store).name == "g-000002"
+    assert (tmp_path / "precious").is_dir()
+    assert not list(store.root.glob(".staging-*"))
+
+
+def test_a_full_disk_leaves_the_live_generation_and_no_rubbish(
+    store: ModelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish_small(store, 1)
+    store.activate("g-000001")
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            publish_small(store, 2)
+    assert store.open().name == "g-000001"
+    assert store.names() == ["g-000001"]
+    assert not list(store.root.glob(".staging-*"))
+    assert publish_small(store, 2).name == "g-000002"
 
 
 def test_a_second_publisher_is_refused_and_the_first_is_not_disturbed(store: ModelStore) -> None:

@@ -95,6 +95,7 @@ def everything(retriever: Retriever, user: Id) -> Answer:
 
 def test_k_above_the_corpus_gives_what_there_is(retriever: Retriever) -> None:
     assert len(everything(retriever, UNKNOWN_USER).candidates) == NUM_CORPUS
+    assert len(retriever.retrieve(UNKNOWN_USER, k=10**9).candidates) == NUM_CORPUS
 
 
 def test_all_items_filtered_gives_a_defined_empty_answer(retriever: Retriever) -> None:

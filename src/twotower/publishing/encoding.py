@@ -73,8 +73,8 @@ class Encoder:
         self._item_rows: FloatArray = artifacts.array("item_id_embeddings.npy")
         self._history_rows: FloatArray = artifacts.array("history_embeddings.npy")
         self._log_popularity: FloatArray = artifacts.array("log_popularity.npy")
-        self._user_tower = _session(artifacts.read("user_tower.onnx"), threads)
-        self._item_tower = _session(artifacts.read("item_tower.onnx"), threads)
+        self._user_tower = _Tower(artifacts.read("user_tower.onnx"), threads)
+        self._item_tower = _Tower(artifacts.read("item_tower.onnx"), threads)
 
     @classmethod
     def of(cls, generation: Generation, *, threads: int = 1) -> Encoder:
@@ -148,7 +148,7 @@ class Encoder:
     def _known_items(self, positions: IntArray) -> FloatArray:
         embedding = self._item_rows[self.items.rows[positions]]
         profiles = self.items.profiles_at(positions)
-        vectors = _run(self._item_tower, _inputs(embedding, None, profiles))
+        vectors = self._item_tower.run(_inputs(embedding, None, profiles))
         if not self._scoring.has_popularity:
             return vectors
         weight = np.float32(self._scoring.popularity_weight * self._scoring.temperature)
@@ -157,7 +157,7 @@ class Encoder:
     def _encode_users(
         self, rows: IntArray, profiles: EncodedFeatures, history: FloatArray
     ) -> FloatArray:
-        vectors = _run(self._user_tower, _inputs(self._user_rows[rows], history, profiles))
+        vectors = self._user_tower.run(_inputs(self._user_rows[rows], history, profiles))
         if not self._scoring.has_popularity:
             return vectors
         return np.column_stack([vectors, np.ones(len(vectors), np.float32)])
@@ -175,6 +175,20 @@ class Encoder:
                 divisor if self._history_pooling == "mean" else np.sqrt(divisor)
             )
         return pooled
+
+
+class _Tower:
+    """One ONNX graph; inputs of width 0 are left out of it."""
+
+    def __init__(self, graph: bytes, threads: int) -> None:
+        self._session = _session(graph, threads)
+        self._names = [node.name for node in self._session.get_inputs()]
+
+    def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> FloatArray:
+        """Return `[n, D]` from those of `inputs` that the graph has."""
+        wanted = {name: inputs[name] for name in self._names}
+        vectors: FloatArray = self._session.run(["vector"], wanted)[0]
+        return vectors
 
 
 def _ragged(artifacts: Artifacts, name: str) -> Ragged:
@@ -206,13 +220,6 @@ def _inputs(
         "multi": profiles.multi.astype(np.int64),
     }
     return inputs if history is None else inputs | {"history_embedding": history}
-
-
-def _run(tower: InferenceSession, inputs: dict[str, npt.NDArray[Any]]) -> FloatArray:
-    """Run a graph on those of `inputs` that it has: inputs of width 0 are left out of it."""
-    wanted = {node.name: inputs[node.name] for node in tower.get_inputs()}
-    vectors: FloatArray = tower.run(["vector"], wanted)[0]
-    return vectors
 
 
 def _parts(positions: IntArray, batch: int) -> Iterator[IntArray]:

@@ -240,7 +240,10 @@ class ModelStore:
 
     def _sweep(self) -> None:
         for orphan in self.root.glob(f"{_STAGING}*"):
-            shutil.rmtree(orphan)
+            if orphan.is_dir() and not orphan.is_symlink():
+                shutil.rmtree(orphan)
+            else:
+                orphan.unlink()
         self._at_step("stage.swept")
 
     def _next_name(self) -> str:

@@ -142,7 +142,7 @@ class Retriever:
         clicks, unknown_clicks = self._recent(position, recent)
         vector = self.encoder.user_vector(position, profile, clicks)
         hidden = self._hidden(position, clicks, exclude, include_seen)
-        found = self.index.search(vector, k, exclude=[hidden])
+        found = self.index.search(vector, max(1, min(k, len(self.index))), exclude=[hidden])
         degraded = ["unknown_user"] if position < 0 else []
         return Answer(
             user_id=self.encoder.users.normal(user_id),
