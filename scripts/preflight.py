@@ -88,6 +88,8 @@ def check_torch(venv: str, pyproject: str) -> str:
         return f"torch {found} is there and is kept"
     if found:
         return f"torch {found} in {venv} will be replaced by {needed}; {TORCH_BUILDS}"
+    if not sys.platform.startswith("linux"):
+        return "torch is not there: pip installs it"
     return "torch is not there: pip takes its default build, often a CUDA one; " + TORCH_BUILDS
 
 

@@ -11,10 +11,11 @@ import torch
 from toy import NUM_ITEMS, NUM_USERS, group_of, write_project
 from twotower.checkpoint import Checkpoint, Trained
 from twotower.config import Project
-from twotower.data.days import ImportedData, event_digest
+from twotower.data.days import ImportedData, event_digest, exact_shuffle
 from twotower.data.importing import import_tables
 from twotower.errors import ConfigError, LineageError
 from twotower.model.settings import ModelSettings
+from twotower.training import training_pass
 from twotower.training.base_model import train_base_model
 from twotower.training.full_update import run_full_update
 from twotower.training.settings import TrainingSettings
@@ -131,6 +132,19 @@ def test_a_row_swapped_for_a_copy_of_another_is_found() -> None:
     for wrong in (swapped, ids[:-1], np.append(ids[:-1], np.uint64(77))):
         with pytest.raises(LineageError, match="each once"):
             check_trained_once(trained(wrong), rows=10, digest=event_digest(ids))
+
+
+def test_a_pass_that_repeats_an_example_and_leaves_one_out_is_refused(
+    lineage: Lineage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def shuffle_with_a_copy(n: int, seed: int) -> npt.NDArray[np.int64]:
+        order = exact_shuffle(n, seed)
+        order[0] = order[1]
+        return order
+
+    monkeypatch.setattr(training_pass, "exact_shuffle", shuffle_with_a_copy)
+    with pytest.raises(LineageError, match="each once"):
+        lineage.full(lineage.base, DAYS[0])
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others(lineage: Lineage) -> None:

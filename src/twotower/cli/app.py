@@ -7,18 +7,14 @@ run inside their commands, so that `twotower --help` loads no engine.
 from __future__ import annotations
 
 import sys
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Annotated, Final
 
 import typer
 
-from twotower.cli import output
+from twotower.cli import full, generations, import_, output, retrieve
 from twotower.errors import TwoTowerError
 
 __all__ = ["app", "global_options", "main"]
-
-_GROUPS: Final = ("import_", "full", "generations", "retrieve")
 
 app: Final = typer.Typer(
     name="twotower",
@@ -63,13 +59,8 @@ def global_options(
     output.configure(-1 if quiet else verbose)
 
 
-def _register_groups() -> None:
-    for group in _GROUPS:
-        if find_spec(f"twotower.cli.{group}") is not None:
-            import_module(f"twotower.cli.{group}").register(app)
-
-
-_register_groups()
+for _group in (import_, full, retrieve, generations):
+    _group.register(app)
 
 
 def main() -> None:
