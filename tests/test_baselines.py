@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -123,6 +124,18 @@ def test_als_is_repeatable_whatever_the_threads() -> None:
     other = fit_als(known, AlsSettings(seed=4, num_threads=1))
     assert np.allclose(first.items, again.items)
     assert not np.allclose(first.items, other.items)
+
+
+def test_every_setting_of_als_is_heeded() -> None:
+    known, _ = checkerboard()
+    settings = AlsSettings(num_threads=1)
+    usual = fit_als(known, settings)
+    regular = fit_als(known, msgspec.structs.replace(settings, regularization=1000.0))
+    assert np.linalg.norm(regular.items) < 0.8 * np.linalg.norm(usual.items)
+    for changed in ({"iterations": 1}, {"alpha": 1.0}):
+        other = fit_als(known, msgspec.structs.replace(settings, **changed))
+        assert not np.allclose(other.items, usual.items, atol=1e-3)
+    assert fit_als(known, AlsSettings(factors=5)).items.shape == (80, 5)
 
 
 def test_the_history_weight_decides_between_history_and_clicks() -> None:

@@ -173,8 +173,31 @@ def test_faiss_builds_are_repeatable_with_one_seed() -> None:
     ids, vectors = random_items(3000)
     queries = random_items(50, seed=1)[1]
     answers = []
-    for seed in (1, 1):
+    for seed in (1, 1, 2):
         index = FaissIndex.build(Ivf(), ids, vectors, seed)
         index.effort = 2
         answers.append(index.search(queries, 20))
     _assert_equal(answers[0], answers[1])
+    assert (answers[0].ids != answers[2].ids).any()
+
+
+@pytest.mark.parametrize("engine", [Ivf(), Hnsw()])
+def test_answers_are_never_short_even_with_the_least_effort(engine: Ivf | Hnsw) -> None:
+    ids, vectors = random_items(3000)
+    index = FaissIndex.build(engine, ids, vectors)
+    index.effort = 1
+    for exclude in (None, [ids[:5], ids[5:900], ids[:2700]]):
+        found = index.search(vectors[:3], 290, exclude)
+        assert (found.ids >= 0).all()
+
+
+@pytest.mark.parametrize("engine", [Ivf(), Hnsw()])
+def test_a_filter_is_answered_with_more_effort(engine: Ivf | Hnsw) -> None:
+    ids, vectors = random_items(6000)
+    queries = random_items(200, seed=1)[1]
+    index = FaissIndex.build(engine, ids, vectors)
+    unfiltered = tune(index, queries, 10, 0.9).ann_recall
+    allowed = ids[:1200]
+    exact = ExactIndex.build(ids, vectors).search(queries, 10, allowed=allowed)
+    filtered = ann_recall(index.search(queries, 10, allowed=allowed), exact)
+    assert filtered >= unfiltered - 0.02
