@@ -166,7 +166,7 @@ def test_what_was_only_shown_is_a_weak_positive() -> None:
     assert score_of_shown(0) == pytest.approx(0, abs=1e-6)
     assert 0.01 < score_of_shown(0.01) < score_of_shown(1)
     without = fit_als(known, AlsSettings(factors=2, num_threads=1))
-    unweighted = fit_als(shown, AlsSettings(factors=2, num_threads=1))
+    unweighted = fit_als(shown, AlsSettings(factors=2, num_threads=1, seen_weight=0))
     assert (without.items == unweighted.items).all()
     item_1_only = known._replace(seen_users=np.array([1]), seen_items=np.array([1]))
     ignored = fit_als(item_1_only, AlsSettings(factors=2, num_threads=1, seen_weight=5))

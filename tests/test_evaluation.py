@@ -128,7 +128,7 @@ def test_segments_split_the_users_and_cold_items_keep_only_their_targets() -> No
     ranked, num_items = rank(days(), descending, 6)
     is_cold = np.zeros(num_items, np.bool_)
     is_cold[4] = True
-    found = segments(ranked, days(), np.array([11, 10, 0]), is_cold, ks=(3,))
+    found = segments(ranked, days(), np.array([21, 20, 0]), is_cold, ks=(3,))
     assert {name: part.users.tolist() for name, part in found.items()} == {
         "new_users": [7],
         "light_users": [2],

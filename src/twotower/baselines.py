@@ -96,9 +96,9 @@ class AlsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     regularization: NotNegative = 1.0
     alpha: Positive = 40.0
     """Confidence of a click; see `fit_als`."""
-    history_weight: NotNegative = 0.2
+    history_weight: NotNegative = 0.4
     """What a positive pair of the history counts beside a click's 1."""
-    seen_weight: NotNegative = 0.0
+    seen_weight: NotNegative = 0.3
     """What a pair counts that the history only says to have been shown: a weak positive."""
     iterations: Count = 8
     seed: int = 1
@@ -110,7 +110,7 @@ class AlsPopularitySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=T
     """Settings of `als_popularity`."""
 
     als: AlsSettings = AlsSettings()
-    weight: Positive = 8.0
+    weight: Positive = 12.0
     """Multiplies the factors' score before the log popularity is added."""
     half_life_h: Positive = 24.0
     smoothing: Positive = 0.02

@@ -192,7 +192,7 @@ def segments(
     num_known: IntArray,
     is_cold: BoolArray,
     ks: Sequence[int] = (20, 50, 200),
-    light_max: int = 10,
+    light_max: int = 20,
 ) -> dict[str, Evaluation]:
     """Return the figures by kind of user and for cold items; a kind without any is left out.
 

@@ -30,8 +30,8 @@ def top_k(scores: FloatArray, k: int) -> TopK:
     """Return the `k` best columns of each row of `scores[n, N]`, equal scores by lower column.
 
     A column whose score is -inf is never returned. The few columns above a bound that is quickly
-    had are sorted stably; `argpartition` takes three times as long, and chooses among equal
-    scores at the border by its pivots.
+    had are sorted stably; `argpartition` would choose among equal scores at the border by its
+    pivots.
     """
     num_rows, num_columns = scores.shape
     kept = min(k, num_columns)
