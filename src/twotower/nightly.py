@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from twotower.checkpoint import Checkpoint
 from twotower.config import Project
@@ -10,6 +11,7 @@ from twotower.data.days import ImportedData
 from twotower.data.ids import Id
 from twotower.progress import SILENT, Progress
 from twotower.publishing.activation import Activation
+from twotower.publishing.durable import exclusive
 from twotower.publishing.publisher import publish
 from twotower.publishing.store import ModelStore
 from twotower.training.base_model import train_base_model
@@ -17,11 +19,23 @@ from twotower.training.full_update import run_full_update
 from twotower.training.resume import PassKeeper, pass_key
 from twotower.training.window import next_day
 
-__all__ = ["display_fields", "publish_base_model", "run_night"]
+__all__ = ["display_fields", "run_night", "start_lineage"]
 
 
-def publish_base_model(project: Project, *, progress: Progress = SILENT) -> Activation:
-    """Train the first model of a lineage, publish it and make it live.
+class _Parent(NamedTuple):
+    """What a night starts from."""
+
+    checkpoint: Checkpoint
+    name: str | None
+    """Of the generation; None for a base model of nothing, which is not published."""
+    digest: str
+
+
+def start_lineage(project: Project, *, progress: Progress = SILENT) -> Checkpoint:
+    """Train the first model of a lineage; publish it and make it live if it learned anything.
+
+    Without a history there is nothing to train a base model on: it is the random start of the
+    first night and nothing that anybody should be served.
 
     Raises:
         NotReady: nothing is imported.
@@ -37,7 +51,9 @@ def publish_base_model(project: Project, *, progress: Progress = SILENT) -> Acti
         training=project.training,
         progress=progress,
     )
-    return _go_live(project, data, checkpoint)
+    if checkpoint.meta.trained.rows:
+        _go_live(project, data, checkpoint)
+    return checkpoint
 
 
 def run_night(
@@ -56,21 +72,25 @@ def run_night(
     Raises:
         LineageError: the day was trained already or is not imported.
         GateRefused: the candidate did not pass a gate; what was live stays live.
+        NotReady: nothing is imported, or another process trains a night of this project.
     """
+    work = project.data_path / "work"
+    work.mkdir(parents=True, exist_ok=True)
+    with exclusive(work / ".night.lock", "training a night", timeout_s=0.0):
+        return _run_night(project, through, progress)
+
+
+def _run_night(project: Project, through: str | None, progress: Progress) -> Activation:
     data = ImportedData.open(project.data_path)
-    store = ModelStore(project.data_path)
-    if store.live() is None:
-        publish_base_model(project, progress=progress)
-    parent = store.open()
-    checkpoint = Checkpoint.load(parent.path / "checkpoint")
-    day = through or next_day(data, checkpoint.meta.window)
+    parent = _parent(project, progress)
+    day = through or next_day(data, parent.checkpoint.meta.window)
     keeper = PassKeeper(
-        project.data_path / "work" / f"full-{day}.safetensors",
-        pass_key(checkpoint, parent.digest, data.digest, day, project.training),
+        project.data_path / "work" / f"full-{day}.pass",
+        pass_key(parent.checkpoint, parent.digest, data.digest, day, project.training),
         project.training.save_every_steps,
     )
     trained = run_full_update(
-        checkpoint,
+        parent.checkpoint,
         data,
         day,
         model=project.model,
@@ -82,6 +102,16 @@ def run_night(
     activation = _go_live(project, data, trained)
     keeper.discard()
     return activation
+
+
+def _parent(project: Project, progress: Progress) -> _Parent:
+    store = ModelStore(project.data_path)
+    if store.live() is None:
+        base = start_lineage(project, progress=progress)
+        if store.live() is None:
+            return _Parent(base, None, "")
+    live = store.open()
+    return _Parent(Checkpoint.load(live.path / "checkpoint"), live.name, live.digest)
 
 
 def _go_live(project: Project, data: ImportedData, checkpoint: Checkpoint) -> Activation:

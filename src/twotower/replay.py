@@ -7,7 +7,7 @@ Legend: `n` users, `I` items.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from functools import cached_property
 from typing import NamedTuple
 
@@ -19,20 +19,31 @@ from twotower.baselines import (
     Interactions,
     als,
     als_popularity,
-    fit_als,
     item_to_item,
     popularity,
     popularity_decayed,
     popularity_previous_day,
 )
+from twotower.config import Project
 from twotower.data.days import DayEvents, ImportedData
 from twotower.data.ids import IdMap, decode_ids
 from twotower.data.user_state import Ragged, UserState, append_ragged
-from twotower.evaluation import Scorer, UserDays, user_days
+from twotower.evaluation import Evaluation, Scorer, UserDays, evaluate, user_days
+from twotower.nightly import run_night, start_lineage
+from twotower.progress import SILENT, Progress
 from twotower.publishing.encoding import Encoder
 from twotower.publishing.generation import Generation
+from twotower.publishing.store import ModelStore
 
-__all__ = ["BASELINES", "ReplayedDay", "ReplayedLog", "generation_scorer"]
+__all__ = [
+    "BASELINES",
+    "ReplayedDay",
+    "ReplayedLog",
+    "ScoredNight",
+    "generation_scorer",
+    "replay_nights",
+    "score_baselines",
+]
 
 IntArray = npt.NDArray[np.int64]
 
@@ -140,6 +151,8 @@ class ReplayedLog:
             day=_pick([np.full(len(day), n) for n, day in enumerate(events)], clicked),
             history_users=history_users,
             history_items=history_items,
+            seen_users=self._history_seen.owners(),
+            seen_items=self._history_seen.values,
             num_users=len(self.users),
             num_items=len(self.items),
             next_day=len(events),
@@ -178,21 +191,56 @@ def generation_scorer(generation: Generation, log: ReplayedLog) -> Scorer:
     return score
 
 
-def baseline_scorers(
-    known: Interactions, settings: BaselineSettings
-) -> Mapping[str, Callable[[], Scorer]]:
-    """Return for every baseline a function that fits it on what is known."""
+class ScoredNight(NamedTuple):
+    """A generation and how it predicted the day after its cut."""
 
-    def factors() -> Scorer:
-        return als(known, settings.als)
+    day: ReplayedDay
+    generation: Generation
+    evaluation: Evaluation
 
-    return {
-        "popularity": lambda: popularity(known),
-        "popularity_previous_day": lambda: popularity_previous_day(known),
-        "popularity_decayed": lambda: popularity_decayed(known, settings.decayed_half_life_h),
-        "item_to_item": lambda: item_to_item(known, settings.item_to_item),
-        "als": factors,
-        "als_popularity": lambda: als_popularity(
-            known, settings.als_popularity, fit_als(known, settings.als_popularity.als)
-        ),
+
+def replay_nights(
+    project: Project, log: ReplayedLog, first: str, last: str, *, progress: Progress = SILENT
+) -> Iterator[ScoredNight]:
+    """Train night after night and score every day from `first` to `last` before it is trained.
+
+    Each generation is published and activated as in production, and scored from its own files.
+
+    Args:
+        project: whose import is replayed and whose lineage grows.
+        log: the same import.
+        first: first day to score; the nights before it are trained too.
+        last: last day to score.
+        progress: told of every step.
+    """
+    store = ModelStore(project.data_path)
+    if store.live() is None and first == log.data.days[0]:
+        start_lineage(project, progress=progress)
+    for day in log.days(first, last):
+        _train_before(project, log.data, day.day, progress)
+        generation = store.open()
+        yield ScoredNight(day, generation, evaluate(day.truth, generation_scorer(generation, log)))
+
+
+def _train_before(project: Project, data: ImportedData, day: str, progress: Progress) -> None:
+    """Run every night, one by one, that lies between the live generation and `day`."""
+    store = ModelStore(project.data_path)
+    is_live = store.live() is not None
+    live = store.open(verify=False).manifest.window.through_day if is_live else None
+    for night in data.days:
+        if (live or "") < night < day:
+            run_night(project, night, progress=progress)
+
+
+def score_baselines(day: ReplayedDay, settings: BaselineSettings) -> dict[str, Evaluation]:
+    """Fit every baseline on what is known before the day and score it on the day."""
+    known = day.known
+    scorers: dict[str, Scorer] = {
+        "popularity": popularity(known),
+        "popularity_previous_day": popularity_previous_day(known),
+        "popularity_decayed": popularity_decayed(known, settings.decayed_half_life_h),
+        "item_to_item": item_to_item(known, settings.item_to_item),
+        "als": als(known, settings.als),
+        "als_popularity": als_popularity(known, settings.als_popularity),
     }
+    return {name: evaluate(day.truth, scorer) for name, scorer in scorers.items()}

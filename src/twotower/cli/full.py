@@ -1,4 +1,4 @@
-"""Commands that move the model forward: full."""
+"""Commands that move the model forward, and the one that compares how: full, compare-losses."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ __all__ = ["register"]
 def register(app: typer.Typer) -> None:
     """Add the commands of this group."""
     app.command("full")(full)
+    app.command("compare-losses")(compare_losses)
 
 
 def full(
@@ -46,3 +47,41 @@ def full(
         f"{manifest.window.through_day}, each trained once, loss {trained.loss:.4f}, "
         f"{trained.examples_per_s:,.0f} examples/s"
     )
+
+
+def compare_losses(
+    generation: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Parent; the newest with two days after its cut if left out."
+        ),
+    ] = None,
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: JsonOption = False,
+) -> None:
+    """Train one day with every loss from the same generation and score the next day.
+
+    Example: twotower compare-losses --generation g-000005
+    """
+    from rich.table import Table
+
+    from twotower.config import load_project
+    from twotower.loss_comparison import compare_losses as compare
+
+    with show_progress() as progress:
+        found = [*compare(load_project(config), generation, progress=progress)]
+    if as_json:
+        emit_json([{**row._asdict(), "evaluation": row.evaluation.means()} for row in found])
+        return
+    first = found[0]
+    table = Table(title=f"{first.trained_day} from {first.parent}, scored on {first.scored_day}")
+    for heading in ("loss", "Recall@20", "Recall@50", "Recall@200", "NDCG@50", "examples/s"):
+        is_name = heading == "loss"
+        table.add_column(heading, justify="left" if is_name else "right", no_wrap=is_name)
+    for row in found:
+        means = row.evaluation.means()
+        shown = ("recall_at_20", "recall_at_50", "recall_at_200", "ndcg_at_50")
+        table.add_row(
+            row.loss, *(f"{means[name]:.4f}" for name in shown), f"{row.examples_per_s:,.0f}"
+        )
+    console.print(table)

@@ -90,8 +90,18 @@ class Encoder:
         )
 
     def user_vectors(self, positions: IntArray, batch: int = _BATCH) -> FloatArray:
-        """Return the vectors of known users with their stored profile and history: `[n, D]`."""
-        return _stack([self._known_users(part) for part in _parts(positions, batch)])
+        """Return the vectors of users with their stored profile and history: `[n, D]`.
+
+        A position of -1 is somebody of whom nothing is known.
+        """
+        known = positions >= 0
+        vectors = _stack([self._known_users(part) for part in _parts(positions[known], batch)])
+        if known.all():
+            return vectors
+        nobody = self.user_vector(-1, self.user_features.missing(1), np.zeros(0, np.int64))
+        everybody = np.repeat(nobody, len(positions), axis=0)
+        everybody[known] = vectors
+        return everybody
 
     def item_vectors(self, positions: IntArray, batch: int = _BATCH) -> FloatArray:
         """Return the vectors of items: `[n, D]`."""

@@ -1,0 +1,307 @@
+"""The demo: a real feed log, learned night after night, published, asked, beside its opponents.
+
+    make demo
+
+Two processes on two cores: this one trains the two-tower and shows it, another trains its variants.
+It writes `demo-report.json` in the folder that it is started from.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+import score
+from rich.console import Console
+from rich.table import Table
+
+from twotower.cli.output import configure, show_progress
+from twotower.config import Project
+from twotower.data.days import ImportedData
+from twotower.data.importing import import_tables
+from twotower.evaluation import compare_over_days, interval_over_days, mean_over_days
+from twotower.index import build_index
+from twotower.index.tuning import ann_recall
+from twotower.publishing.encoding import Encoder
+from twotower.publishing.generation import Generation
+from twotower.publishing.store import ModelStore
+from twotower.replay import ReplayedLog, replay_nights
+from twotower.serving.retriever import Retriever
+
+METRICS: Final = ("recall_at_20", "recall_at_50", "recall_at_200", "ndcg_at_50")
+OTHER_VARIANTS: Final = ("two_tower_popularity", "two_tower_without_user_features")
+LISTS_AND_FACTORS: Final = (
+    "popularity",
+    "popularity_previous_day",
+    "popularity_decayed",
+    "item_to_item",
+    "als",
+)
+NAMES: Final = {
+    "two_tower": "two-tower (cosine)",
+    "two_tower_popularity": "two-tower + popularity coordinate",
+    "two_tower_without_user_features": "two-tower without user features",
+    "popularity": "popularity, all days so far",
+    "popularity_previous_day": "popularity, previous day",
+    "popularity_decayed": "popularity, half-life 12 h",
+    "item_to_item": "item-to-item co-clicks",
+    "als": "ALS",
+    "als_popularity": "ALS + log decayed popularity",
+}
+EXAMPLE_USERS: Final = (712, 13414, 6767, 15, 2048)
+RETRIEVALS: Final = 500
+
+console = Console(highlight=False)
+
+
+def main() -> None:
+    """Run the demo from import to report."""
+    began = time.perf_counter()
+    configure(0 if Console(stderr=True).is_terminal else -1)
+    project = score.variant("two_tower")
+    show_import(project)
+    with tempfile.TemporaryDirectory() as folder:
+        others = Path(folder) / "others.npz"
+        worker = start_worker(others)
+        days, manifests = show_nights(project)
+        console.print("\nFitting the opponents on the same days …")
+        baselines = score.score_all_baselines(
+            score.FIRST_DAY, score.LAST_DAY, score.BASELINE_SETTINGS
+        )
+        wait_for(worker)
+        variants, _ = score.load(others)
+    models: dict[str, score.Days] = {"two_tower": days, **variants, **baselines}
+    show_days(models)
+    show_summary(models)
+    report = {
+        **figures(models),
+        "train_examples_per_s": train_speed(manifests),
+        "generations": [manifest["name"] for manifest in manifests],
+        **index_figures(ModelStore(project.data_path).open()),
+        "seconds": round(time.perf_counter() - began, 1),
+    }
+    show_users(project)
+    Path("demo-report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    show_next_steps(report)
+
+
+def show_import(project: Project) -> None:
+    """Import the log and say what it holds."""
+    console.rule("KuaiRand-Pure, 25 April to 8 May 2022: a real short-video feed log")
+    score.fresh_import(project)
+    report = import_tables(project)
+    events = report.events
+    console.print(
+        f"{events.rows:,} impressions of {events.items:,} videos by {events.users:,} users\n"
+        f"on {len(report.days)} days, {events.positives:,} of them clicked."
+    )
+    for note in report.notes:
+        console.print(f"  · {note}")
+
+
+def start_worker(out: Path) -> subprocess.Popen[bytes]:
+    """Train the variants in a process of their own."""
+    script = Path(score.__file__)
+    command = [sys.executable, str(script), *OTHER_VARIANTS, "--out", str(out)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE)
+
+
+def wait_for(worker: subprocess.Popen[bytes]) -> None:
+    """Wait for the worker and stop if it failed."""
+    _, errors = worker.communicate()
+    if worker.returncode:
+        raise SystemExit(f"the variants could not be trained:\n{errors.decode()}")
+
+
+def show_nights(project: Project) -> tuple[score.Days, list[dict[str, Any]]]:
+    """Train every night, publish, and predict the next day; a line each."""
+    console.print(
+        "\nA base model from the history before 25 April, then one shuffled epoch a night. Each"
+        "\ngeneration is published whole, then predicts a day that nothing was trained on:\n"
+    )
+    days: score.Days = {}
+    manifests = []
+    log = ReplayedLog(ImportedData.open(project.data_path))
+    with show_progress() as progress:
+        nights = replay_nights(project, log, score.FIRST_DAY, score.LAST_DAY, progress=progress)
+        for night in nights:
+            manifest = night.generation.manifest
+            days[night.day.day] = night.evaluation
+            manifests.append(msgspec.to_builtins(manifest))
+            console.print(
+                f"  {manifest.name}  {manifest.trained.rows:>6,} clicks of "
+                f"{manifest.window.through_day}, loss {manifest.trained.loss:.3f}"
+                f"  →  {night.day.day}: Recall@50 "
+                f"{night.evaluation.means()['recall_at_50']:.3f}"
+            )
+    return days, manifests
+
+
+def show_days(models: Mapping[str, score.Days]) -> None:
+    """Print Recall@50 of every model, a row a day."""
+    table = Table(title="Recall@50 by day; the days from 2 May on took no part in any choice")
+    table.add_column("day")
+    for name in models:
+        table.add_column(name.replace("_", " "), justify="right", max_width=12)
+    for day in models["two_tower"]:
+        row = [days[day].means()["recall_at_50"] for days in models.values()]
+        best = max(row)
+        cells = [f"[bold]{value:.3f}[/]" if value == best else f"{value:.3f}" for value in row]
+        table.add_row(day, *cells, end_section=day == score.TUNING_DAYS[1])
+    console.print()
+    console.print(table)
+
+
+def show_summary(models: Mapping[str, score.Days]) -> None:
+    """Print the means over the test days and how the two-towers compare."""
+    table = Table(title="Mean of 2 to 8 May, all 7,583 videos ranked")
+    table.add_column("model")
+    for heading in ("Recall@20", "Recall@50", "95 % interval", "Recall@200", "NDCG@50"):
+        table.add_column(heading, justify="right")
+    for name, days in models.items():
+        tested = test_days(days)
+        mean = mean_over_days(tested)
+        interval = interval_over_days(tested, "recall_at_50", seed=0)
+        table.add_row(
+            NAMES[name],
+            f"{mean['recall_at_20']:.4f}",
+            f"[bold]{mean['recall_at_50']:.4f}[/]",
+            f"{interval.low:.4f} to {interval.high:.4f}",
+            f"{mean['recall_at_200']:.4f}",
+            f"{mean['ndcg_at_50']:.4f}",
+        )
+    console.print(table)
+    for line in comparisons(models):
+        console.print(line)
+
+
+def comparisons(models: Mapping[str, score.Days]) -> list[str]:
+    """Return the ratios that the two-towers are judged by, each with its interval."""
+    tested = {name: test_days(days) for name, days in models.items()}
+    best = max(LISTS_AND_FACTORS, key=lambda name: mean_over_days(tested[name])["recall_at_50"])
+    lines = []
+    for ours, theirs in (
+        ("two_tower", best),
+        ("two_tower", "als_popularity"),
+        ("two_tower_popularity", "als_popularity"),
+    ):
+        ratio = compare_over_days(tested[ours], tested[theirs], "recall_at_50", seed=0)
+        lines.append(
+            f"  {NAMES[ours]} / {NAMES[theirs]}: {ratio.estimate:.3f} "
+            f"({ratio.low:.3f} to {ratio.high:.3f}, users resampled)"
+        )
+    return lines
+
+
+def test_days(days: score.Days) -> list[Any]:
+    """Return the evaluations of the days that no choice was made on."""
+    return [days[day] for day in days if day >= score.TEST_DAYS[0]]
+
+
+def figures(models: Mapping[str, score.Days]) -> dict[str, Any]:
+    """Return the report's figures: the mean over the test days, and every day."""
+
+    def rounded(mean: Mapping[str, float]) -> dict[str, float]:
+        return {metric: round(mean[metric], 5) for metric in METRICS}
+
+    return {
+        "mean": {name: rounded(mean_over_days(test_days(days))) for name, days in models.items()},
+        "days": {
+            day: {name: rounded(days[day].means()) for name, days in models.items()}
+            for day in models["two_tower"]
+        },
+    }
+
+
+def train_speed(manifests: list[dict[str, Any]]) -> float:
+    """Return the examples a second of the nights' passes, one thread each."""
+    rows = sum(int(manifest["trained"]["rows"]) for manifest in manifests)
+    seconds = sum(float(manifest["trained"]["seconds"]) for manifest in manifests)
+    return round(rows / max(seconds, 1e-9), 1)
+
+
+def index_figures(generation: Generation) -> dict[str, Any]:
+    """Return the ANN recall of approximate engines on the same vectors, and the time of a user."""
+    encoder, retriever = Encoder.of(generation), Retriever(generation)
+    corpus = np.asarray(generation.array("corpus.npy"))
+    items = np.asarray(generation.array("item_vectors.npy"))
+    users = np.random.default_rng(0).choice(len(encoder.users), RETRIEVALS, replace=False)
+    queries = encoder.user_vectors(users)
+    settings = score.variant("two_tower").index
+    exact = build_index("exact", corpus, items, settings).search(queries, 100)
+    recalls = {
+        engine: round(
+            ann_recall(
+                build_index(engine, corpus, items, settings, queries=queries).search(queries, 100),
+                exact,
+            ),
+            4,
+        )
+        for engine in ("faiss_ivf", "faiss_hnsw")
+    }
+    times = []
+    for user in encoder.users.decode(users):
+        began = time.perf_counter()
+        retriever.retrieve(user, 100)
+        times.append(time.perf_counter() - began)
+    return {
+        "ann_recall_at_100": recalls,
+        "retrieve_p50_ms": round(float(np.median(times)) * 1000, 3),
+    }
+
+
+def show_users(project: Project) -> None:
+    """Print what some users clicked and what they get."""
+    retriever = Retriever.open(project.data_path)
+    console.print()
+    for user in EXAMPLE_USERS:
+        answer = retriever.retrieve(user, 5)
+        table = Table(
+            title=f"user {user}, answered by {answer.generation}", title_justify="left", width=92
+        )
+        table.add_column("recently clicked")
+        table.add_column("gets")
+        table.add_column("score", justify="right")
+        clicks = [video(click.item_id, click.display) for click in answer.recent[:5]]
+        for place, candidate in enumerate(answer.candidates):
+            click = clicks[place] if place < len(clicks) else ""
+            gets = video(candidate.item_id, candidate.display)
+            table.add_row(click, gets, f"{candidate.score:.3f}")
+        console.print(table)
+
+
+def video(item_id: object, display: Mapping[str, Any]) -> str:
+    """Return a video in one line; the data set has no titles."""
+    seconds = (display.get("video_duration") or 0) / 1000
+    return f"{item_id} (tag {display.get('tag') or '-'}, {seconds:.0f} s)"
+
+
+def show_next_steps(report: Mapping[str, Any]) -> None:
+    """Say how long it took and what to try next."""
+    console.print(
+        f"\ndemo-report.json written; {report['seconds']:.0f} s, nights at "
+        f"{report['train_examples_per_s']:,.0f} examples/s on one thread, one retrieval of 100 "
+        f"items {report['retrieve_p50_ms']:.2f} ms, ANN recall@100 "
+        + ", ".join(f"{name} {value}" for name, value in report["ann_recall_at_100"].items())
+    )
+    console.print(
+        "\nGo on with:\n"
+        "  source .venv/bin/activate && cd examples/kuairand\n"
+        "  twotower retrieve --user 712 -k 20\n"
+        '  twotower retrieve --user 99999999 --features \'{"user_active_degree": "full_active"}\'\n'
+        "  twotower generations list\n"
+        "  twotower generations roll-back\n"
+        "  twotower init my-project.toml     # a log of your own: docs/data-import.md\n"
+    )
+
+
+if __name__ == "__main__":
+    main()
