@@ -41,6 +41,9 @@ RATIOS: Final = (
     ("two_tower", "als"),
     ("two_tower", "als_popularity"),
     ("two_tower_popularity", "als_popularity"),
+    ("two_tower_shown", "als_shown"),
+    ("two_tower_shown", "als_popularity_shown"),
+    ("two_tower_popularity_shown", "als_popularity_shown"),
 )
 
 
@@ -75,7 +78,7 @@ def score_everything(
 ) -> tuple[dict[str, score.Days], list[dict[str, score.Days]]]:
     """Run one process a seed and one for the baselines, two at a time."""
     with tempfile.TemporaryDirectory() as folder:
-        jobs = [(["baselines"], 0, Path(folder) / "baselines.npz")]
+        jobs = [(["baselines", "baselines_shown"], 0, Path(folder) / "baselines.npz")]
         jobs += [([*score.VARIANTS], seed, Path(folder) / f"{seed}.npz") for seed in seeds]
         for start in range(0, len(jobs), 2):
             running = [

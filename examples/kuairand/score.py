@@ -38,7 +38,17 @@ VARIANTS: Final[Mapping[str, Mapping[str, Any]]] = {
         "training": {"negatives": {"correction": "none"}},
     },
     "two_tower_without_user_features": {"users": None},
+    "two_tower_shown": {"training": {"base_shown_weight": 1.0, "base": {"epochs": 2}}},
+    "two_tower_popularity_shown": {
+        "model": {"popularity": {"weight": 0.75}},
+        "training": {
+            "negatives": {"correction": "none"},
+            "base_shown_weight": 1.0,
+            "base": {"epochs": 2},
+        },
+    },
 }
+"""The last two take what the history only shows as weak positives, as `SHOWN_SETTINGS` does."""
 
 BASELINE_SETTINGS: Final = BaselineSettings(
     als=AlsSettings(factors=16, history_weight=0.2, seen_weight=0),
@@ -48,6 +58,14 @@ BASELINE_SETTINGS: Final = BaselineSettings(
 )
 """Chosen on the tuning days; like the two-towers, they take no video as a positive that the history
 only shows. What both gain from those is in docs/quality.md."""
+
+SHOWN_SETTINGS: Final = BaselineSettings(
+    als=AlsSettings(history_weight=0.4, seen_weight=0.3),
+    als_popularity=AlsPopularitySettings(
+        als=AlsSettings(history_weight=0.4, seen_weight=0.3), weight=12.0
+    ),
+)
+"""The same with them: both gain, see docs/quality.md."""
 
 Days = dict[str, Evaluation]
 
@@ -139,7 +157,7 @@ def load(path: Path) -> tuple[dict[str, Days], list[dict[str, Any]]]:
 def main() -> None:
     """Score the models that the command line names, one after the other."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("models", nargs="+", choices=[*VARIANTS, "baselines"])
+    parser.add_argument("models", nargs="+", choices=[*VARIANTS, "baselines", "baselines_shown"])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first", default=FIRST_DAY)
@@ -152,6 +170,10 @@ def main() -> None:
     for name in arguments.models:
         if name == "baselines":
             scored |= score_all_baselines(arguments.first, arguments.last, BASELINE_SETTINGS)
+            continue
+        if name == "baselines_shown":
+            shown = score_all_baselines(arguments.first, arguments.last, SHOWN_SETTINGS)
+            scored |= {f"{model}_shown": shown[model] for model in ("als", "als_popularity")}
             continue
         project = variant(name, seed=arguments.seed, changes=arguments.changes)
         if arguments.data_dir:
