@@ -20,6 +20,7 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 import score
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -47,14 +48,25 @@ LISTS_AND_FACTORS: Final = (
 )
 NAMES: Final = {
     "two_tower": "two-tower (cosine)",
-    "two_tower_popularity": "two-tower + popularity coordinate",
-    "two_tower_without_user_features": "two-tower without user features",
-    "popularity": "popularity, all days so far",
+    "two_tower_popularity": "two-tower + popularity",
+    "two_tower_without_user_features": "two-tower, no user features",
+    "popularity": "popularity, all days",
     "popularity_previous_day": "popularity, previous day",
-    "popularity_decayed": "popularity, half-life 12 h",
+    "popularity_decayed": "popularity, 12 h half-life",
     "item_to_item": "item-to-item co-clicks",
     "als": "ALS",
-    "als_popularity": "ALS + log decayed popularity",
+    "als_popularity": "ALS + popularity",
+}
+HEADINGS: Final = {
+    "two_tower": "two-\ntower",
+    "two_tower_popularity": "two-t.\n+ pop.",
+    "two_tower_without_user_features": "no user\nfeat.",
+    "popularity": "pop.\nall",
+    "popularity_previous_day": "pop.\nday",
+    "popularity_decayed": "pop.\n12 h",
+    "item_to_item": "item-\nitem",
+    "als": "\nALS",
+    "als_popularity": "ALS\n+ pop.",
 }
 EXAMPLE_USERS: Final = (712, 13414, 6767, 15, 2048)
 RETRIEVALS: Final = 500
@@ -147,10 +159,14 @@ def show_nights(project: Project) -> tuple[score.Days, list[dict[str, Any]]]:
 
 def show_days(models: Mapping[str, score.Days]) -> None:
     """Print Recall@50 of every model, a row a day."""
-    table = Table(title="Recall@50 by day; the days from 2 May on took no part in any choice")
-    table.add_column("day")
+    table = Table(
+        title="Recall@50 by day; the days below the line took no part in any choice",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("day", no_wrap=True)
     for name in models:
-        table.add_column(name.replace("_", " "), justify="right", max_width=12)
+        table.add_column(HEADINGS[name], justify="right", no_wrap=True)
     for day in models["two_tower"]:
         row = [days[day].means()["recall_at_50"] for days in models.values()]
         best = max(row)
@@ -162,10 +178,12 @@ def show_days(models: Mapping[str, score.Days]) -> None:
 
 def show_summary(models: Mapping[str, score.Days]) -> None:
     """Print the means over the test days and how the two-towers compare."""
-    table = Table(title="Mean of 2 to 8 May, all 7,583 videos ranked")
-    table.add_column("model")
-    for heading in ("Recall@20", "Recall@50", "95 % interval", "Recall@200", "NDCG@50"):
-        table.add_column(heading, justify="right")
+    table = Table(
+        title="Mean of 2 to 8 May, all 7,583 videos ranked", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
+    table.add_column("model", no_wrap=True)
+    for heading in ("Recall@20", "Recall@50", "Recall@200", "NDCG@50"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for name, days in models.items():
         tested = test_days(days)
         mean = mean_over_days(tested)
@@ -173,12 +191,12 @@ def show_summary(models: Mapping[str, score.Days]) -> None:
         table.add_row(
             NAMES[name],
             f"{mean['recall_at_20']:.4f}",
-            f"[bold]{mean['recall_at_50']:.4f}[/]",
-            f"{interval.low:.4f} to {interval.high:.4f}",
+            f"[bold]{mean['recall_at_50']:.4f}[/] ±{(interval.high - interval.low) / 2:.4f}",
             f"{mean['recall_at_200']:.4f}",
             f"{mean['ndcg_at_50']:.4f}",
         )
     console.print(table)
+    console.print("In Recall@50, with 95 % intervals from resampled users:")
     for line in comparisons(models):
         console.print(line)
 
@@ -195,8 +213,8 @@ def comparisons(models: Mapping[str, score.Days]) -> list[str]:
     ):
         ratio = compare_over_days(tested[ours], tested[theirs], "recall_at_50", seed=0)
         lines.append(
-            f"  {NAMES[ours]} / {NAMES[theirs]}: {ratio.estimate:.3f} "
-            f"({ratio.low:.3f} to {ratio.high:.3f}, users resampled)"
+            f"  {NAMES[ours]} / {NAMES[theirs]}: [bold]{ratio.estimate:.3f}[/] "
+            f"({ratio.low:.3f} to {ratio.high:.3f})"
         )
     return lines
 
@@ -265,10 +283,13 @@ def show_users(project: Project) -> None:
     for user in EXAMPLE_USERS:
         answer = retriever.retrieve(user, 5)
         table = Table(
-            title=f"user {user}, answered by {answer.generation}", title_justify="left", width=92
+            title=f"user {user}, answered by {answer.generation}",
+            title_justify="left",
+            box=SIMPLE_HEAD,
+            width=78,
         )
-        table.add_column("recently clicked")
-        table.add_column("gets")
+        table.add_column("recently clicked", ratio=1, no_wrap=True)
+        table.add_column("gets", ratio=1, no_wrap=True)
         table.add_column("score", justify="right")
         clicks = [video(click.item_id, click.display) for click in answer.recent[:5]]
         for place, candidate in enumerate(answer.candidates):
@@ -281,25 +302,27 @@ def show_users(project: Project) -> None:
 def video(item_id: object, display: Mapping[str, Any]) -> str:
     """Return a video in one line; the data set has no titles."""
     seconds = (display.get("video_duration") or 0) / 1000
-    return f"{item_id} (tag {display.get('tag') or '-'}, {seconds:.0f} s)"
+    tags = ", ".join(display.get("tag") or ["-"])
+    return f"{item_id} (tag {tags}; {seconds:.0f} s)"
 
 
 def show_next_steps(report: Mapping[str, Any]) -> None:
     """Say how long it took and what to try next."""
     console.print(
-        f"\ndemo-report.json written; {report['seconds']:.0f} s, nights at "
-        f"{report['train_examples_per_s']:,.0f} examples/s on one thread, one retrieval of 100 "
-        f"items {report['retrieve_p50_ms']:.2f} ms, ANN recall@100 "
-        + ", ".join(f"{name} {value}" for name, value in report["ann_recall_at_100"].items())
+        f"\n{report['seconds']:.0f} s; nights at {report['train_examples_per_s']:,.0f} examples/s "
+        f"on one thread; 100 items retrieved in {report['retrieve_p50_ms']:.2f} ms;\n"
+        "ANN recall@100: "
+        + ", ".join(f"{name} {value:.3f}" for name, value in report["ann_recall_at_100"].items())
+        + ". All figures are in demo-report.json."
     )
     console.print(
         "\nGo on with:\n"
         "  source .venv/bin/activate && cd examples/kuairand\n"
         "  twotower retrieve --user 712 -k 20\n"
-        '  twotower retrieve --user 99999999 --features \'{"user_active_degree": "full_active"}\'\n'
+        '  twotower retrieve --user 99999999 --features \'{"onehot_feat1": "3"}\'\n'
         "  twotower generations list\n"
         "  twotower generations roll-back\n"
-        "  twotower init my-project.toml     # a log of your own: docs/data-import.md\n"
+        "  twotower init my-project.toml    # a log of your own: docs/data-import.md\n"
     )
 
 
