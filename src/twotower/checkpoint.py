@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -19,6 +19,7 @@ import numpy.typing as npt
 import torch
 
 from twotower.data.features import EncodedFeatures, FeatureSpec
+from twotower.data.held_out import HeldOut
 from twotower.data.ids import IdMap
 from twotower.data.popularity import DecayedCounts
 from twotower.data.user_state import UserState
@@ -31,7 +32,7 @@ from twotower.training.settings import TrainingSettings
 
 __all__ = ["FORMAT_VERSION", "Checkpoint", "CheckpointMeta", "Trained", "Window", "feature_shape"]
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 _META, _ARRAYS = "checkpoint.json", "arrays.safetensors"
 _USER_SPEC, _ITEM_SPEC = "user_features.json", "item_features.json"
 Arrays = dict[str, npt.NDArray[np.generic]]
@@ -61,6 +62,12 @@ class Trained(msgspec.Struct, frozen=True, kw_only=True):
     """Mean over the last epoch."""
     seconds: float
     examples_per_s: float
+    window_rows: int = 0
+    """Positives of the window: `rows` is these less the withheld and with the carried ones."""
+    withheld_rows: int = 0
+    """Held out of the window, to be trained by the next full update."""
+    carried_rows: int = 0
+    """Held out by the parent, trained now."""
 
 
 class CheckpointMeta(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,6 +104,8 @@ class Checkpoint:
     popularity: DecayedCounts
     corpus: npt.NDArray[np.int64]
     """Item positions that are eligible for retrieval."""
+    held_out: HeldOut = field(default_factory=HeldOut.none)
+    """Positives of the window that the next full update trains."""
 
     def replace_meta(self, **changes: Any) -> Checkpoint:
         """Return the same state under a changed description."""
@@ -136,6 +145,7 @@ class Checkpoint:
             "frequency": self.frequency.arrays(),
             "popularity": self.popularity.arrays(),
             "corpus": {"items": self.corpus},
+            "held_out": self.held_out.arrays(),
         }
         for part, values in parts.items():
             arrays.update({f"{part}.{name}": value for name, value in values.items()})
@@ -204,6 +214,7 @@ def _assemble(
         frequency=frequency,
         popularity=DecayedCounts.from_arrays(part("popularity")),
         corpus=arrays["corpus.items"].astype(np.int64),
+        held_out=HeldOut.from_arrays(part("held_out")),
     )
 
 

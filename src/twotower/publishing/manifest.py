@@ -39,7 +39,7 @@ __all__ = [
     "refusal",
 ]
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 MANIFEST: Final = "manifest.json"
 MANIFEST_DIGEST: Final = "manifest.b2sum"
 
@@ -67,7 +67,11 @@ class Window(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 
 class Trained(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What the training read: `digest` is the order-free digest of the trained event IDs."""
+    """What was trained: `digest` is the order-free digest of the trained event IDs.
+
+    `rows` is `window_rows - withheld_rows + carried_rows`: the window's positives, without those
+    that are held out for the next night, with those that the parent had held out.
+    """
 
     rows: int = 0
     distinct_event_ids: int = 0
@@ -77,6 +81,9 @@ class Trained(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     seconds: float = 0.0
     examples_per_s: float = 0.0
     loss: float | None = None
+    window_rows: int = 0
+    withheld_rows: int = 0
+    carried_rows: int = 0
 
 
 class Scoring(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -105,10 +112,13 @@ class IndexEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
 
 class GateResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What a gate measured, `needs` in words such as 'at least 0.9500', and its verdict."""
+    """What a gate measured, `needs` in words such as 'at least 0.9500', and its verdict.
+
+    `measured` is None where there was too little to judge; `detail` says what was missing.
+    """
 
     gate: str
-    measured: float
+    measured: float | None
     bar: float
     needs: str
     passed: bool
@@ -156,7 +166,9 @@ def refusal(refused: Sequence[GateResult]) -> str:
     )
 
 
-def _figure(number: float) -> str:
+def _figure(number: float | None) -> str:
+    if number is None:
+        return "nothing"
     return f"{number:.4f}" if number == 0 or abs(number) >= 0.001 else f"{number:.2g}"
 
 

@@ -13,13 +13,15 @@ import numpy as np
 from twotower.checkpoint import Checkpoint, CheckpointMeta
 from twotower.data.days import ImportedData
 from twotower.data.examples import Examples, build_examples
+from twotower.data.held_out import HoldOutRule
 from twotower.data.schema import IntArray
 from twotower.model.settings import ModelSettings
 from twotower.progress import SILENT, Progress
 from twotower.training.growth import EntityTables, admit, learn, refresh_profiles
+from twotower.training.held_out import Division, check_division, divide
 from twotower.training.resume import PassKeeper
 from twotower.training.settings import TrainingSettings
-from twotower.training.training_pass import check_trained_once, run_pass
+from twotower.training.training_pass import run_pass
 from twotower.training.window import WindowEvents, check_shapes, day_number, open_window
 
 __all__ = ["run_full_update"]
@@ -35,6 +37,7 @@ def run_full_update(
     parent_name: str | None = None,
     progress: Progress = SILENT,
     keeper: PassKeeper | None = None,
+    hold_out: HoldOutRule | None = None,
 ) -> Checkpoint:
     """Return the checkpoint that follows `parent` after the days up to `through`.
 
@@ -47,6 +50,8 @@ def run_full_update(
         parent_name: generation that the parent was published as.
         progress: told of every step.
         keeper: saves the running pass and finds what was saved; None for neither.
+        hold_out: how many positives are left for the next night, to judge this one by; None for
+            none. What the parent held out is trained in any case.
 
     Raises:
         LineageError: the day was trained already, is not imported, or was not trained once.
@@ -66,7 +71,8 @@ def run_full_update(
     )
     events = window.events
     users, items = learn(state, tables, events.user_id, events.item_id, window.start_ms)
-    examples = _examples(state, window, users, items)
+    division = divide(state, _examples(state, window, users, items), window, hold_out)
+    examples = division.examples
     admit(state, examples.user, examples.item, day_number(through), training.admission)
     for table in state.model.tables.values():
         table.decay(training.accumulator_decay)
@@ -81,8 +87,8 @@ def run_full_update(
         task=f"full update {through}",
         keeper=keeper,
     )
-    check_trained_once(trained, rows=window.num_positives, digest=window.digest)
-    _advance(state, window, users, items)
+    trained = check_division(trained, division, window)
+    _advance(state, window, users, items, division)
     refresh_profiles(state, tables, window.window.cut_ms)
     return state.replace_meta(window=window.window, trained=trained)
 
@@ -102,8 +108,14 @@ def _examples(
     )
 
 
-def _advance(state: Checkpoint, window: WindowEvents, users: IntArray, items: IntArray) -> None:
-    """Bring user state and popularity from the parent's cut to the window's."""
+def _advance(
+    state: Checkpoint, window: WindowEvents, users: IntArray, items: IntArray, division: Division
+) -> None:
+    """Bring user state and popularity from the parent's cut to the window's.
+
+    User state knows every event, since that is what will be served; popularity, like frequency,
+    admission and the parameters, learns of a held-out positive with the night that trains it.
+    """
     events = window.events
     state.user_state = state.user_state.advance(
         users,
@@ -112,9 +124,9 @@ def _advance(state: Checkpoint, window: WindowEvents, users: IntArray, items: In
         num_users=len(state.users),
         recent_limit=state.meta.model.history_length,
     )
-    positive = events.outcome
     cut_ms = window.window.cut_ms
     # A day column may put an event behind its midnight: it still belongs to this cut.
-    times = np.minimum(events.event_time_ms[positive], cut_ms - 1)
-    state.popularity.advance(items[positive], times, cut_ms)
+    times = np.minimum(division.examples.event_time_ms, cut_ms - 1)
+    state.popularity.advance(division.examples.item, times, cut_ms)
     state.popularity.grow(len(state.items))
+    state.held_out = division.withheld
