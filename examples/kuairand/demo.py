@@ -83,7 +83,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         others = Path(folder) / "others.npz"
         worker = start_worker(others)
-        days, manifests = show_nights(project)
+        days, manifests, segments = show_nights(project)
         console.print("\nFitting the opponents on the same days …")
         baselines = score.score_all_baselines(
             score.FIRST_DAY, score.LAST_DAY, score.BASELINE_SETTINGS
@@ -93,8 +93,10 @@ def main() -> None:
     models: dict[str, score.Days] = {"two_tower": days, **variants, **baselines}
     show_days(models)
     show_summary(models)
+    show_segments(segments)
     report = {
         **figures(models),
+        "segments": segment_figures(segments),
         "train_examples_per_s": train_speed(manifests),
         "generations": [manifest["name"] for manifest in manifests],
         **index_figures(ModelStore(project.data_path).open()),
@@ -133,13 +135,16 @@ def wait_for(worker: subprocess.Popen[bytes]) -> None:
         raise SystemExit(f"the variants could not be trained:\n{errors.decode()}")
 
 
-def show_nights(project: Project) -> tuple[score.Days, list[dict[str, Any]]]:
+def show_nights(
+    project: Project,
+) -> tuple[score.Days, list[dict[str, Any]], dict[str, score.Days]]:
     """Train every night, publish, and predict the next day; a line each."""
     console.print(
         "\nA base model from the history before 25 April, then one shuffled epoch a night. Each"
         "\ngeneration is published whole, then predicts a day that nothing was trained on:\n"
     )
     days: score.Days = {}
+    segments: dict[str, score.Days] = {}
     manifests = []
     log = ReplayedLog(ImportedData.open(project.data_path))
     with show_progress() as progress:
@@ -147,6 +152,8 @@ def show_nights(project: Project) -> tuple[score.Days, list[dict[str, Any]]]:
         for night in nights:
             manifest = night.generation.manifest
             days[night.day.day] = night.evaluation
+            for name, evaluation in night.segments.items():
+                segments.setdefault(name, {})[night.day.day] = evaluation
             manifests.append(msgspec.to_builtins(manifest))
             console.print(
                 f"  {manifest.name}  {manifest.trained.rows:>6,} clicks of "
@@ -154,7 +161,7 @@ def show_nights(project: Project) -> tuple[score.Days, list[dict[str, Any]]]:
                 f"  →  {night.day.day}: Recall@50 "
                 f"{night.evaluation.means()['recall_at_50']:.3f}"
             )
-    return days, manifests
+    return days, manifests, segments
 
 
 def show_days(models: Mapping[str, score.Days]) -> None:
@@ -199,6 +206,36 @@ def show_summary(models: Mapping[str, score.Days]) -> None:
     console.print("In Recall@50, with 95 % intervals from resampled users:")
     for line in comparisons(models):
         console.print(line)
+
+
+def show_segments(segments: Mapping[str, score.Days]) -> None:
+    """Print how the two-tower does by kind of user, and for items that nobody had clicked."""
+    table = Table(
+        title="The two-tower by segment, 2 to 8 May", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
+    for heading in ("segment", "user-days", "Recall@50", "Recall@200"):
+        table.add_column(heading, justify="left" if heading == "segment" else "right")
+    for name, figure in segment_figures(segments).items():
+        table.add_row(
+            name.replace("_", " "),
+            f"{figure['user_days']:,.0f}",
+            f"{figure['recall_at_50']:.4f}",
+            f"{figure['recall_at_200']:.4f}",
+        )
+    console.print(table)
+
+
+def segment_figures(segments: Mapping[str, score.Days]) -> dict[str, dict[str, float]]:
+    """Return each segment's figures over all user-days of the test days."""
+    figures = {}
+    for name, days in segments.items():
+        tested = test_days(days)
+        pooled = {
+            metric: float(np.concatenate([day.values[metric] for day in tested]).mean())
+            for metric in METRICS
+        }
+        figures[name] = {"user_days": sum(len(day.users) for day in tested), **pooled}
+    return figures
 
 
 def comparisons(models: Mapping[str, score.Days]) -> list[str]:

@@ -28,7 +28,16 @@ from twotower.config import Project
 from twotower.data.days import DayEvents, ImportedData
 from twotower.data.ids import IdMap, decode_ids
 from twotower.data.user_state import Ragged, UserState, append_ragged
-from twotower.evaluation import Evaluation, Scorer, UserDays, evaluate, user_days
+from twotower.evaluation import (
+    Evaluation,
+    Scorer,
+    UserDays,
+    evaluate,
+    measure,
+    rank,
+    segments,
+    user_days,
+)
 from twotower.nightly import run_night, start_lineage
 from twotower.progress import SILENT, Progress
 from twotower.publishing.encoding import Encoder
@@ -37,6 +46,7 @@ from twotower.publishing.store import ModelStore
 
 __all__ = [
     "BASELINES",
+    "KS",
     "ReplayedDay",
     "ReplayedLog",
     "ScoredNight",
@@ -47,6 +57,7 @@ __all__ = [
 
 IntArray = npt.NDArray[np.int64]
 
+KS = (20, 50, 200)
 BASELINES = (
     "popularity",
     "popularity_previous_day",
@@ -197,6 +208,8 @@ class ScoredNight(NamedTuple):
     day: ReplayedDay
     generation: Generation
     evaluation: Evaluation
+    segments: dict[str, Evaluation]
+    """The same by kind of user, and for items nobody had clicked; see `evaluation.segments`."""
 
 
 def replay_nights(
@@ -218,8 +231,17 @@ def replay_nights(
         start_lineage(project, progress=progress)
     for day in log.days(first, last):
         _train_before(project, log.data, day.day, progress)
-        generation = store.open()
-        yield ScoredNight(day, generation, evaluate(day.truth, generation_scorer(generation, log)))
+        yield _score_night(day, store.open(), log)
+
+
+def _score_night(day: ReplayedDay, generation: Generation, log: ReplayedLog) -> ScoredNight:
+    ranked, num_items = rank(day.truth, generation_scorer(generation, log), max(KS))
+    return ScoredNight(
+        day,
+        generation,
+        measure(ranked, day.truth, num_items, KS),
+        segments(ranked, day.truth, day.num_known, day.is_cold, KS),
+    )
 
 
 def _train_before(project: Project, data: ImportedData, day: str, progress: Progress) -> None:
