@@ -54,7 +54,7 @@ LAYERS: Final[dict[str, Layer]] = {
     "generation": layer(
         "publishing.generation publishing.manifest publishing.durable publishing.store"
         " publishing.activation publishing.staging publishing.entities publishing.display"
-        " publishing.delta",
+        " publishing.delta publishing.retention",
         "errors settings entities",
     ),
     "encoding": layer("publishing.encoding", "errors settings entities generation"),

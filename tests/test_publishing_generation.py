@@ -608,7 +608,7 @@ def test_many_activations_at_once_each_get_their_own_number(tmp_path: Path) -> N
 def test_a_held_activation_lock_is_reported(store: ModelStore) -> None:
     publish_small(store)
     impatient = ModelStore(store.root.parent, lock_timeout_s=0.0)
-    with store._activating(), pytest.raises(NotReady, match="another process is activating"):
+    with store.activating(), pytest.raises(NotReady, match="another process is activating"):
         impatient.activate("g-000001")
 
 

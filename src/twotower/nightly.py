@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import msgspec
 
 from twotower.checkpoint import Checkpoint
 from twotower.config import Project
@@ -13,13 +16,17 @@ from twotower.progress import SILENT, Progress
 from twotower.publishing.activation import Activation
 from twotower.publishing.durable import exclusive
 from twotower.publishing.publisher import publish
+from twotower.publishing.retention import Pruned, prune
 from twotower.publishing.store import ModelStore
 from twotower.training.base_model import train_base_model
 from twotower.training.full_update import run_full_update
 from twotower.training.resume import PassKeeper, pass_key
 from twotower.training.window import next_day
 
-__all__ = ["display_fields", "run_night", "start_lineage"]
+__all__ = ["display_fields", "prune_project", "run_night", "start_lineage"]
+
+_LOCK: Final = ".night.lock"
+_SAVE: Final = "full-"
 
 
 class _Parent(NamedTuple):
@@ -76,7 +83,7 @@ def run_night(
     """
     work = project.data_path / "work"
     work.mkdir(parents=True, exist_ok=True)
-    with exclusive(work / ".night.lock", "training a night", timeout_s=0.0):
+    with exclusive(work / _LOCK, "training a night", timeout_s=0.0):
         return _run_night(project, through, progress)
 
 
@@ -85,7 +92,7 @@ def _run_night(project: Project, through: str | None, progress: Progress) -> Act
     parent = _parent(project, progress)
     day = through or next_day(data, parent.checkpoint.meta.window)
     keeper = PassKeeper(
-        project.data_path / "work" / f"full-{day}.pass",
+        project.data_path / "work" / f"{_SAVE}{day}.pass",
         pass_key(parent.checkpoint, parent.digest, data.digest, day, project.training),
         project.training.save_every_steps,
     )
@@ -124,6 +131,42 @@ def _go_live(project: Project, data: ImportedData, checkpoint: Checkpoint) -> Ac
         display=display_fields(project, data),
     )
     return store.activate(generation.name)
+
+
+def prune_project(project: Project, *, keep: int, dry_run: bool = False) -> Pruned:
+    """Prune the store, and the saves of nights that need them no more.
+
+    Args:
+        project: whose store.
+        keep: newest generations that stay besides those that are needed.
+        dry_run: only say what would be removed.
+
+    Raises:
+        CorruptArtifact: what is live cannot be known; nothing is removed.
+        NotReady: a night or a publish is running.
+    """
+    work = project.data_path / "work"
+    if not work.is_dir():
+        return prune(ModelStore(project.data_path), keep=keep, dry_run=dry_run)
+    with exclusive(work / _LOCK, "training a night", timeout_s=0.0):
+        store = ModelStore(project.data_path)
+        pruned = prune(store, keep=keep, dry_run=dry_run)
+        saves = _finished_saves(work, store)
+        freed_bytes = pruned.freed_bytes + sum(path.stat().st_size for path in saves)
+        for path in saves if not dry_run else ():
+            path.unlink()
+        orphans = [*pruned.orphans, *(path.name for path in saves)]
+        return msgspec.structs.replace(pruned, orphans=orphans, freed_bytes=freed_bytes)
+
+
+def _finished_saves(work: Path, store: ModelStore) -> list[Path]:
+    """Return the saves of days that are live by now, and those that were never finished."""
+    through = store.open(verify=False).manifest.window.through_day if store.live() else None
+    return [
+        path
+        for path in sorted(work.glob(f"{_SAVE}*"))
+        if path.suffix == ".writing" or path.stem.removeprefix(_SAVE) <= (through or "")
+    ]
 
 
 def display_fields(project: Project, data: ImportedData) -> Mapping[Id, Mapping[str, object]]:

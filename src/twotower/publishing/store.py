@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Final
 
 from twotower.errors import CorruptArtifact, GateRefused, NotReady
+from twotower.failpoints import failpoint
 from twotower.publishing.activation import (
     Action,
     Activation,
@@ -31,15 +32,16 @@ from twotower.publishing.activation import (
     read_current,
     write_current,
 )
-from twotower.publishing.durable import Step, at_nothing, exclusive, fsync_folder
+from twotower.publishing.durable import Step, exclusive, fsync_folder
 from twotower.publishing.generation import Generation
 from twotower.publishing.manifest import Manifest, check_name, is_name, refusal
 from twotower.publishing.staging import Staging
 
-__all__ = ["GENERATIONS", "ModelStore", "utc_text"]
+__all__ = ["GENERATIONS", "REMOVED", "STAGING", "ModelStore", "utc_text"]
 
 GENERATIONS: Final = "generations"
-_STAGING: Final = ".staging-"
+STAGING: Final = ".staging-"
+REMOVED: Final = ".removed-"
 
 
 class ModelStore:
@@ -50,7 +52,7 @@ class ModelStore:
         data_path: Path,
         *,
         lock_timeout_s: float = 10.0,
-        at_step: Step = at_nothing,
+        at_step: Step = failpoint,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """Name the store; nothing is read or made yet.
@@ -58,12 +60,13 @@ class ModelStore:
         Args:
             data_path: The project's data folder; the store is its folder `generations`.
             lock_timeout_s: How long an activation waits for another one.
-            at_step: Called with the name of every step that a crash can fall after.
+            at_step: Called with the name of every step that a crash can fall after; a test that
+                sets `TWOTOWER_FAILPOINT` is killed there.
             clock: Seconds since 1970, for the times that people read.
         """
         self.root = data_path / GENERATIONS
         self._lock_timeout_s = lock_timeout_s
-        self._at_step = at_step
+        self.at_step = at_step
         self._clock = clock
 
     def names(self) -> list[str]:
@@ -147,7 +150,7 @@ class ModelStore:
         """
         generation = self.open(name)
         forced = _refused_gates(generation, force)
-        with self._activating():
+        with self.activating():
             return self._make_live(generation, "activate", forced, reason)
 
     def roll_back(self, *, reason: str = "") -> Activation:
@@ -159,18 +162,37 @@ class ModelStore:
             NotReady: nothing was live before, or it is there no more.
             CorruptArtifact: it is damaged.
         """
-        with self._activating():
+        with self.activating():
             last = self._last()
             if last is None or last.previous is None:
                 raise NotReady("no generation was live before the current one; nothing was changed")
             return self._make_live(self.open(last.previous), "roll_back", [], reason)
 
     @contextlib.contextmanager
-    def _activating(self) -> Iterator[None]:
+    def activating(self) -> Iterator[None]:
+        """Keep every other activation out while the block runs.
+
+        Raises:
+            NotReady: another one does not end in time.
+        """
         self._make_root()
         lock = self.root / ".activate.lock"
         with exclusive(lock, "activating a generation", self._lock_timeout_s):
             yield
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep every publish and every activation out while the block runs.
+
+        Raises:
+            NotReady: a publish is running, or an activation does not end in time.
+        """
+        with self._publishing(), self.activating():
+            yield
+
+    def _publishing(self) -> contextlib.AbstractContextManager[None]:
+        self._make_root()
+        return exclusive(self.root / ".publish.lock", "publishing", 0.0)
 
     def _last(self) -> Activation | None:
         """Return `CURRENT`, or the newest audit line where `CURRENT` is damaged or lost."""
@@ -183,7 +205,7 @@ class ModelStore:
         self, generation: Generation, action: Action, forced: list[str], reason: str
     ) -> Activation:
         last = self._last()
-        self._at_step("activate.locked")
+        self.at_step("activate.locked")
         if last is not None:
             append_audit(self.root, last)
             if last.manifest == generation.digest and self._is_current(last):
@@ -204,11 +226,11 @@ class ModelStore:
             self._activation_step,
         )
         append_audit(self.root, activation)
-        self._at_step("activate.audit")
+        self.at_step("activate.audit")
         return activation
 
     def _activation_step(self, step: str) -> None:
-        self._at_step(f"activate.{step}")
+        self.at_step(f"activate.{step}")
 
     def _is_current(self, activation: Activation) -> bool:
         try:
@@ -223,11 +245,10 @@ class ModelStore:
         Raises:
             NotReady: another publish is running.
         """
-        self._make_root()
-        with exclusive(self.root / ".publish.lock", "publishing", 0.0):
+        with self._publishing():
             self._sweep()
             name = self._next_name()
-            staging = Staging(name, self.root / f"{_STAGING}{name}", self._at_step)
+            staging = Staging(name, self.root / f"{STAGING}{name}", self.at_step)
             try:
                 yield staging
             finally:
@@ -239,12 +260,12 @@ class ModelStore:
             fsync_folder(self.root.parent)
 
     def _sweep(self) -> None:
-        for orphan in self.root.glob(f"{_STAGING}*"):
+        for orphan in [*self.root.glob(f"{STAGING}*"), *self.root.glob(f"{REMOVED}*")]:
             if orphan.is_dir() and not orphan.is_symlink():
                 shutil.rmtree(orphan)
             else:
                 orphan.unlink()
-        self._at_step("stage.swept")
+        self.at_step("stage.swept")
 
     def _next_name(self) -> str:
         known = [*self.names(), *(record.generation for record in self.activations())]

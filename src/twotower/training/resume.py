@@ -8,9 +8,10 @@ so the result equals that of a run that was never stopped, bit for bit.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 import numpy as np
@@ -22,6 +23,9 @@ from twotower.failpoints import failpoint
 from twotower.training.step import save_adam
 
 __all__ = ["Cursor", "PassKeeper", "pass_key"]
+
+_LOGGER: Final = logging.getLogger("twotower")
+_CHECK_BYTES: Final = 32
 
 
 class Cursor(NamedTuple):
@@ -38,12 +42,18 @@ class Cursor(NamedTuple):
 
 def pass_key(parent: Checkpoint, *parts: object) -> str:
     """Return a name for the one run that follows from a parent, a window and settings."""
-    described = msgspec.json.encode([parent.meta, *parts])
+    trained = msgspec.structs.replace(parent.meta.trained, seconds=0.0, examples_per_s=0.0)
+    meta = msgspec.structs.replace(parent.meta, trained=trained)
+    described = msgspec.json.encode([meta, *parts])
     return hashlib.blake2b(described, digest_size=16).hexdigest()
 
 
 class PassKeeper:
-    """Saves a running pass to one file and finds it again; another run's file is ignored."""
+    """Saves a running pass to one file and finds it again.
+
+    The file begins with a BLAKE2b-256 of the rest, keyed by the run: another run's file, a torn
+    one and one with a flipped bit are all ignored, before any of it is understood.
+    """
 
     def __init__(self, path: Path, key: str, every_steps: int) -> None:
         self._path = path
@@ -52,16 +62,22 @@ class PassKeeper:
 
     def load(self, state: Checkpoint) -> Cursor | None:
         """Put what was saved into `state` and return the cursor; None to start anew."""
-        from safetensors import SafetensorError, safe_open
+        from safetensors.numpy import load
 
         try:
-            with safe_open(self._path, framework="np") as file:
-                if (file.metadata() or {}).get("key") != self._key:
-                    return None
-                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (FileNotFoundError, SafetensorError):
+            content = self._path.read_bytes()
+        except FileNotFoundError:
             return None
-        return _restore(state, arrays)
+        saved = memoryview(content)[_CHECK_BYTES:]
+        if content[:_CHECK_BYTES] != self._check(saved):
+            _LOGGER.warning(
+                "ignored path=%r reason='damaged, or of another run'; the pass starts anew",
+                str(self._path),
+            )
+            return None
+        cursor = _restore(state, load(bytes(saved)))
+        _LOGGER.info("resumed path=%r epoch=%d place=%d", str(self._path), *cursor[:2])
+        return cursor
 
     def save(self, state: Checkpoint, adam: torch.optim.Adam, cursor: Cursor, step: int) -> None:
         """Save every `every_steps` steps: write aside, fsync, rename."""
@@ -69,11 +85,12 @@ class PassKeeper:
             return
         from safetensors.numpy import save
 
-        content = save(_collect(state, adam, cursor), metadata={"key": self._key})
+        content = save(_collect(state, adam, cursor))
         self._path.parent.mkdir(parents=True, exist_ok=True)
         aside = self._path.with_suffix(".writing")
         failpoint("pass.before_write")
         with aside.open("wb") as file:
+            file.write(self._check(content))
             file.write(content)
             failpoint("pass.before_fsync")
             file.flush()
@@ -81,6 +98,11 @@ class PassKeeper:
         failpoint("pass.before_rename")
         aside.replace(self._path)
         failpoint("pass.after_rename")
+
+    def _check(self, saved: bytes | memoryview) -> bytes:
+        return hashlib.blake2b(
+            saved, digest_size=_CHECK_BYTES, key=bytes.fromhex(self._key)
+        ).digest()
 
     def discard(self) -> None:
         """Remove the file; called once the run's result is safe elsewhere."""
@@ -107,15 +129,16 @@ def _collect(
 
 
 def _restore(state: Checkpoint, arrays: dict[str, npt.NDArray[np.generic]]) -> Cursor:
+    tensors = {name: torch.from_numpy(values.copy()) for name, values in arrays.items()}
     for name, parameter in state.model.dense_parameters().items():
-        parameter.data = torch.from_numpy(arrays[f"dense.{name}"])
+        parameter.data = tensors[f"dense.{name}"]
     for name, table in state.model.tables.items():
-        table.weight = torch.from_numpy(arrays[f"table.{name}.weight"])
-        table.accumulator = torch.from_numpy(arrays[f"table.{name}.accumulator"])
+        table.weight = tensors[f"table.{name}.weight"]
+        table.accumulator = tensors[f"table.{name}.accumulator"]
     prefix = "optimizer."
     state.optimizer = {
-        name.removeprefix(prefix): torch.from_numpy(values)
-        for name, values in arrays.items()
+        name.removeprefix(prefix): values
+        for name, values in tensors.items()
         if name.startswith(prefix)
     }
     epoch, start = (int(value) for value in arrays["cursor.place"])
