@@ -79,18 +79,23 @@ LAYERS: Final[dict[str, Layer]] = {
 
 ENGINES: Final[dict[str, tuple[str, ...]]] = {
     "faiss": ("index.faiss_native",),
+    "fastapi": ("serving.app",),
     "implicit": ("baselines",),
     "onnx": ("model.export",),
     "onnxruntime": ("publishing.encoding",),
+    "orjson": ("serving.retrieve_route",),
     "pandas": ("data",),
     "polars": ("data", "cli.import_"),
+    "prometheus_client": ("serving.metrics",),
     "pyarrow": ("data",),
     "rich": ("cli",),
     "safetensors": ("checkpoint", "training.resume"),
     "scipy": ("baselines",),
+    "starlette": ("serving.app",),
     "threadpoolctl": ("baselines",),
     "torch": ("model", "training", "checkpoint", "publishing.trainer_vectors"),
     "typer": ("cli",),
+    "uvicorn": ("serving.worker",),
     "xxhash": ("data",),
 }
 """Where each third-party engine may be imported while the program runs."""
@@ -366,6 +371,8 @@ def test_public_names_are_one_sorted_list() -> None:
         ("twotower.index", "torch polars onnxruntime faiss"),
         ("twotower.publishing.generation", "torch polars onnxruntime faiss onnx"),
         ("twotower.serving.retriever", "torch polars pyarrow faiss onnx scipy"),
+        ("twotower.serving.server", "torch polars numpy onnxruntime faiss fastapi uvicorn"),
+        ("twotower.serving.worker", "torch polars pyarrow onnxruntime faiss onnx scipy"),
     ],
 )
 def test_importing_stays_light(imported: str, forbidden: str) -> None:

@@ -21,6 +21,7 @@ from twotower.errors import ConfigError, suggestion
 from twotower.index.settings import IndexSettings
 from twotower.model.settings import ModelSettings
 from twotower.publishing.settings import PublishingSettings
+from twotower.serving.settings import ServingSettings
 from twotower.training.settings import TrainingSettings
 
 if sys.version_info >= (3, 11):
@@ -52,6 +53,7 @@ class ProjectSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     training: TrainingSettings = TrainingSettings()
     index: IndexSettings = IndexSettings()
     publishing: PublishingSettings = PublishingSettings()
+    serving: ServingSettings = ServingSettings()
 
     def __post_init__(self) -> None:
         """Refuse a time zone that does not exist."""

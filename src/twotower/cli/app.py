@@ -11,7 +11,7 @@ from typing import Annotated, Final
 
 import typer
 
-from twotower.cli import full, generations, import_, output, retrieve
+from twotower.cli import full, generations, import_, output, retrieve, serve
 from twotower.errors import TwoTowerError
 
 __all__ = ["app", "global_options", "main"]
@@ -59,7 +59,7 @@ def global_options(
     output.configure(-1 if quiet else verbose)
 
 
-for _group in (import_, full, retrieve, generations):
+for _group in (import_, full, retrieve, generations, serve):
     _group.register(app)
 
 

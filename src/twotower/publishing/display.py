@@ -27,11 +27,13 @@ class Display:
 
     def at(self, position: int) -> dict[str, Any]:
         """Return the fields of the item at `position`; empty where there are none."""
-        start, end = self._offsets[position], self._offsets[position + 1]
-        if start == end:
-            return {}
-        fields: dict[str, Any] = msgspec.json.decode(self._text[start:end].tobytes())
+        fields: dict[str, Any] = msgspec.json.decode(self.json_at(position))
         return fields
+
+    def json_at(self, position: int) -> bytes:
+        """Return the same as the JSON text that is stored."""
+        start, end = self._offsets[position], self._offsets[position + 1]
+        return self._text[start:end].tobytes() or b"{}"
 
 
 def display_arrays(fields: Sequence[Mapping[str, object]]) -> dict[str, npt.NDArray[Any]]:

@@ -6,9 +6,10 @@ msgspec, onnxruntime and the index's engine are enough. Legend: `k` candidates a
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -23,7 +24,7 @@ from twotower.publishing.encoding import Encoder
 from twotower.publishing.generation import Generation
 from twotower.publishing.store import ModelStore
 
-__all__ = ["Answer", "Candidate", "RecentClick", "Retriever"]
+__all__ = ["Answer", "Candidate", "Found", "RecentClick", "Retriever"]
 
 IntArray = npt.NDArray[np.int64]
 
@@ -59,6 +60,24 @@ class Answer(msgspec.Struct, frozen=True):
     """Best first; fewer than `k` only where no more may be returned."""
     recent: list[RecentClick]
     """Newest first."""
+
+
+class Found(NamedTuple):
+    """What a search found, in item positions: the server writes its answers from it."""
+
+    positions: IntArray
+    """`int64[K]`, best first, `K <= k`."""
+    scores: npt.NDArray[np.float32]
+    """`float32[K]`."""
+    clicks: IntArray
+    """`int64[H]`: the user's recent clicks, oldest first."""
+    degraded: list[str]
+    tower_s: float
+    """Time for the user's vector: looking up, encoding the request's features, the tower."""
+    filter_s: float
+    """Time to list the items that may not be returned."""
+    ann_s: float
+    """Time of the search, which leaves those items out."""
 
 
 class Retriever:
@@ -135,23 +154,55 @@ class Retriever:
             ConfigError: `k` is below 1, or a feature is none of the model's.
             DataError: an ID is of the wrong kind.
         """
-        if k < 1:
-            raise ConfigError(f"expected k of at least 1, found {k}; nothing was searched")
-        position = int(self.encoder.users.positions([user_id])[0])
-        profile, notes = self.encoder.profile(position, features or {})
-        clicks, unknown_clicks = self._recent(position, recent)
-        vector = self.encoder.user_vector(position, profile, clicks)
-        hidden = self._hidden(position, clicks, exclude, include_seen)
-        found = self.index.search(vector, max(1, min(k, len(self.index))), exclude=[hidden])
-        degraded = ["unknown_user"] if position < 0 else []
+        found = self.find(
+            user_id, k, features=features, recent=recent, exclude=exclude, include_seen=include_seen
+        )
         return Answer(
             user_id=self.encoder.users.normal(user_id),
             generation=self.generation,
             sequence=self.sequence,
-            degraded=[*degraded, *notes, *(["recent:unknown_items"] if unknown_clicks else [])],
-            candidates=self._candidates(found.ids[0], found.scores[0]),
-            recent=self._clicks(clicks[::-1]),
+            degraded=found.degraded,
+            candidates=self._candidates(found.positions, found.scores),
+            recent=self._clicks(found.clicks[::-1]),
         )
+
+    def find(
+        self,
+        user_id: Id,
+        k: int,
+        *,
+        features: Mapping[str, object] | None = None,
+        recent: Sequence[Id] | None = None,
+        exclude: Sequence[Id] = (),
+        include_seen: bool = False,
+    ) -> Found:
+        """Do what `retrieve` does, without making anything readable. Arguments as there."""
+        if k < 1:
+            raise ConfigError(f"expected k of at least 1, found {k}; nothing was searched")
+        began = time.perf_counter()
+        position = int(self.encoder.users.positions([user_id])[0])
+        profile, notes = self.encoder.profile(position, features or {})
+        clicks, unknown_clicks = self._recent(position, recent)
+        vector = self.encoder.user_vector(position, profile, clicks)
+        encoded = time.perf_counter()
+        hidden = self._hidden(position, clicks, exclude, include_seen)
+        filtered = time.perf_counter()
+        result = self.index.search(vector, max(1, min(k, len(self.index))), exclude=[hidden])
+        num_found = int(np.count_nonzero(result.ids[0] >= 0))  # padding stands at the end
+        degraded = ["unknown_user"] if position < 0 else []
+        return Found(
+            positions=result.ids[0, :num_found],
+            scores=result.scores[0, :num_found],
+            clicks=clicks,
+            degraded=[*degraded, *notes, *(["recent:unknown_items"] if unknown_clicks else [])],
+            tower_s=encoded - began,
+            filter_s=filtered - encoded,
+            ann_s=time.perf_counter() - filtered,
+        )
+
+    def display_json(self, position: int) -> bytes:
+        """Return the display fields of the item at `position` as JSON text."""
+        return self._display.json_at(position)
 
     def _recent(self, position: int, recent: Sequence[Id] | None) -> tuple[IntArray, bool]:
         """Return the item positions of the user's clicks, and whether any item was unknown."""
@@ -173,13 +224,12 @@ class Retriever:
                 hidden.append(self.encoder.seen.list_at(position))
         return np.concatenate(hidden)
 
-    def _candidates(self, positions: IntArray, scores: npt.NDArray[np.float32]) -> list[Candidate]:
-        found = positions[positions >= 0]
+    def _candidates(self, found: IntArray, scores: npt.NDArray[np.float32]) -> list[Candidate]:
         ids = self.encoder.items.decode(found)
         return [
             Candidate(item_id, float(score), rank, self._display.at(position))
             for rank, (item_id, score, position) in enumerate(
-                zip(ids, scores[: len(found)], found.tolist(), strict=True), start=1
+                zip(ids, scores, found.tolist(), strict=True), start=1
             )
         ]
 

@@ -1,0 +1,217 @@
+"""The server: one process that answers nothing and keeps its workers alive.
+
+It binds the socket, maps the shared memory and forks the workers, which therefore share the
+interpreter's pages too. It imports no engine that starts threads and has none itself, so forking
+is safe at any time. Its signals are blocked and fetched one by one, so that none is lost between
+two looks. A worker that dies is replaced; its replacement loads first and then takes connections.
+"""
+
+from __future__ import annotations
+
+import gc
+import ipaddress
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from twotower.errors import ConfigError, MissingExtra
+from twotower.serving.settings import ServingSettings
+from twotower.serving.shared_memory import SharedMemory
+from twotower.serving.status import WorkerStatus
+
+__all__ = ["Server", "check_reach"]
+
+_LOGGER: Final = logging.getLogger("twotower")
+_STOPPING: Final = {signal.SIGTERM, signal.SIGINT}
+_SIGNALS: Final = {*_STOPPING, signal.SIGCHLD}
+_TICK_S: Final = 1.0
+_STEADY_S: Final = 10.0
+_MAX_PAUSE_S: Final = 5.0
+_GRACE_S: Final = 2.0
+_BACKLOG: Final = 2048
+_THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+class _Child(NamedTuple):
+    """A worker's process."""
+
+    pid: int
+    started_s: float
+
+
+class Server:
+    """Start, loop over ticks until a signal, stop; once."""
+
+    def __init__(self, data_path: Path, settings: ServingSettings) -> None:
+        """Nothing is bound or started yet."""
+        self._data_path = data_path
+        self._settings = settings
+        self._memory = SharedMemory(settings.workers)
+        self._children: dict[int, _Child] = {}
+        self._start_at_s = dict.fromkeys(range(settings.workers), 0.0)
+        """When the slots without a worker get one."""
+        self._pause_s = 0.0
+        self._has_started = False
+        self._signal: int | None = None
+
+    def start(self) -> str:
+        """Bind, start the workers and return the address; they load while they answer already.
+
+        Raises:
+            ConfigError: the address cannot be bound.
+            MissingExtra: the packages of the server are not installed.
+        """
+        _import_engines()
+        self._listener = _bind(self._settings.host, self._settings.port)
+        self._lifeline, self._held_end = os.pipe()
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        gc.collect()
+        gc.freeze()  # the workers share these pages as long as nobody writes to them
+        self._start_missing()
+        self._has_started = True
+        host, port = self._listener.getsockname()[:2]
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    def loop(self) -> None:
+        """Keep the workers alive until SIGTERM or SIGINT."""
+        while self._signal is None:
+            self.tick(_TICK_S)
+
+    def tick(self, timeout_s: float) -> None:
+        """Wait for something to happen, then bury and replace workers that died."""
+        received = signal.sigtimedwait(_SIGNALS, timeout_s)
+        if received is not None and received.si_signo in _STOPPING:
+            self._signal = received.si_signo
+            return
+        for slot, child in self._reap():
+            _LOGGER.error("worker_died pid=%d slot=%d", child.pid, slot)
+            self._memory.status(slot).write(WorkerStatus(pid=child.pid, state="restarting"))
+            is_steady = time.monotonic() - child.started_s > _STEADY_S
+            self._pause_s = 0.0 if is_steady else min(_MAX_PAUSE_S, 2 * self._pause_s + 0.1)
+            self._start_at_s[slot] = time.monotonic() + self._pause_s
+        self._start_missing()
+
+    def stop(self) -> bool:
+        """Drain the workers and return whether all of them ended by themselves and well.
+
+        A second signal makes them end at once.
+        """
+        self._listener.close()
+        waiting_s = self._settings.drain_delay_s + self._settings.drain_timeout_s + _GRACE_S
+        give_up_at_s = time.monotonic() + waiting_s
+        self._forward(self._signal or signal.SIGTERM)
+        while self._children and time.monotonic() < give_up_at_s:
+            received = signal.sigtimedwait(_SIGNALS, _TICK_S)
+            if received is not None and received.si_signo in _STOPPING:
+                self._forward(received.si_signo)
+            self._reap()
+        all_ended = not self._children
+        self._forward(signal.SIGKILL)
+        os.close(self._held_end)
+        return all_ended
+
+    def _forward(self, number: int) -> None:
+        for child in self._children.values():
+            os.kill(child.pid, number)
+
+    def _reap(self) -> list[tuple[int, _Child]]:
+        """Return the workers that ended, and forget them."""
+        ended = [
+            (slot, child)
+            for slot, child in self._children.items()
+            if os.waitpid(child.pid, os.WNOHANG)[0] == child.pid
+        ]
+        for slot, _ in ended:
+            del self._children[slot]
+        return ended
+
+    def _start_missing(self) -> None:
+        now_s = time.monotonic()
+        for slot in [slot for slot, at_s in self._start_at_s.items() if at_s <= now_s]:
+            del self._start_at_s[slot]
+            self._children[slot] = _Child(self._fork(slot), now_s)
+
+    def _fork(self, slot: int) -> int:
+        """Start a worker and return its process number."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        pid = os.fork()
+        if pid == 0:
+            self._become_worker(slot)
+        return pid
+
+    def _become_worker(self, slot: int) -> None:
+        """Run a worker and end this process, whatever happens."""
+        code = 1
+        try:
+            from twotower.serving.worker import Worker
+
+            os.setpgid(0, 0)  # Ctrl-C reaches the server alone, which forwards it
+            os.close(self._held_end)
+            worker = Worker(self._data_path, self._settings, self._memory, slot)
+            worker.run(self._listener, self._lifeline, load_first=self._has_started)
+            code = 0
+        except BaseException:
+            _LOGGER.exception("worker_failed slot=%d", slot)
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+
+
+def check_reach(host: str, *, insecure: bool) -> None:
+    """Refuse to be reachable from other machines, unless that was asked for.
+
+    Raises:
+        ConfigError: `host` is no address, or not of this machine alone.
+    """
+    if insecure:
+        return
+    addresses = {info[4][0] for info in _resolve(host, 0)}
+    if not all(
+        ipaddress.ip_address(str(address).split("%")[0]).is_loopback for address in addresses
+    ):
+        raise ConfigError(
+            f"expected an address of this machine such as 127.0.0.1, found {host!r}: everybody "
+            "who reaches it could ask; nothing was started; put a proxy with authentication in "
+            "front, or add --insecure"
+        )
+
+
+def _resolve(host: str, port: int) -> list[tuple[int, int, int, str, tuple[object, ...]]]:
+    try:
+        return list(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+    except OSError as error:
+        raise ConfigError(f"expected an address to listen on, found {host!r}: {error}") from error
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    family, _, _, _, address = _resolve(host, port)[0]
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise ConfigError(
+            f"cannot listen on {host} port {port}: {error.strerror}; nothing was started; "
+            "choose another with --port, or --port 0 for a free one"
+        ) from error
+    listener.setblocking(False)
+    return listener
+
+
+def _import_engines() -> None:
+    """Import, before forking, what every worker needs and what starts no threads."""
+    for name in _THREAD_VARIABLES:
+        os.environ.setdefault(name, "1")
+    try:
+        import twotower.serving.worker
+    except ImportError as error:
+        raise MissingExtra(error.name or "fastapi", "serve", "the server") from error
+    _LOGGER.debug("imported module=%s", twotower.serving.worker.__name__)

@@ -1,0 +1,41 @@
+"""Settings of the server; flags of `twotower serve` win over them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+__all__ = ["ServingSettings"]
+
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=3600)]
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+
+
+class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where the server listens, how it follows what is live, and what it refuses."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; anything but this machine needs `twotower serve --insecure`."""
+    port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 8080
+    """0 takes a free one."""
+    workers: Annotated[int, msgspec.Meta(ge=1, le=256)] = 1
+    """Processes, each with one event loop; one for each core is right."""
+    threads: Positive = 1
+    """Threads of one tower call; more workers are better than more threads."""
+    poll_s: Annotated[float, msgspec.Meta(gt=0, le=0.5)] = 0.25
+    """How often a worker looks at what is live."""
+    retry_s: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 5.0
+    """How long a generation that could not be loaded is left alone before the next attempt."""
+    warm_requests: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 100
+    """Recent requests of this worker, kept in memory, that warm the next generation."""
+    body_limit_bytes: Positive = 1_000_000
+    """Largest body of a request."""
+    body_timeout_s: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 10.0
+    """How long a request's body may take to arrive."""
+    keep_alive_s: Annotated[int, msgspec.Meta(ge=1, le=3600)] = 30
+    """How long an idle connection is kept."""
+    drain_delay_s: Seconds = 5.0
+    """After SIGTERM: how long requests are still taken, so that balancers see `/readyz` first."""
+    drain_timeout_s: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 20.0
+    """After that: how long running requests may take to finish."""

@@ -1,0 +1,168 @@
+"""One worker: an event loop that answers, and a thread that follows what is live.
+
+It is forked by the server with its socket open. SIGTERM drains: `/readyz` fails at once, requests
+are taken for `drain_delay_s` more, the running ones finish, the exit code is 0. SIGINT drains
+without the delay; a second signal ends at once. A worker whose server died drains too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Final
+
+import uvicorn
+
+from twotower.serving.app import FrontDoor, make_app
+from twotower.serving.metrics import Metrics
+from twotower.serving.reload import Follower
+from twotower.serving.retrieve_route import RetrieveRoute
+from twotower.serving.settings import ServingSettings
+from twotower.serving.shared_memory import CounterBlock, SharedMemory
+from twotower.serving.status import WorkerState, WorkerStatus
+
+__all__ = ["Worker"]
+
+_LOGGER: Final = logging.getLogger("twotower")
+_SWITCH_INTERVAL_S: Final = 0.0005
+"""How long the loading thread may keep the interpreter; Python's 5 ms show in the tail."""
+
+
+class Worker:
+    """Start, run until told to stop, stop."""
+
+    def __init__(
+        self, data_path: Path, settings: ServingSettings, memory: SharedMemory, slot: int
+    ) -> None:
+        """Make everything that answers; nothing is loaded and no thread runs yet.
+
+        Args:
+            data_path: The project's data folder.
+            settings: How to serve.
+            memory: Shared by all workers of the server.
+            slot: Which of them this is.
+        """
+        self._settings = settings
+        self._status = memory.status(slot)
+        self._state: WorkerState = "starting"
+        metrics = Metrics(CounterBlock(memory.counters(slot)))
+        self._follower = Follower(data_path, settings, metrics, self._report)
+        self._door = FrontDoor(
+            RetrieveRoute(self._follower, settings, metrics), make_app(memory), metrics
+        )
+        self._server = _Server(
+            uvicorn.Config(
+                self._door,
+                http="httptools",
+                loop="uvloop",
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                backlog=_BACKLOG,
+                timeout_keep_alive=settings.keep_alive_s,
+                timeout_graceful_shutdown=round(settings.drain_timeout_s),
+            )
+        )
+        self._report(self._follower)
+
+    def run(self, listener: socket.socket, lifeline: int, *, load_first: bool) -> None:
+        """Serve until a signal, or until the server at the other end of `lifeline` is gone.
+
+        Args:
+            listener: Bound; shared with the other workers.
+            lifeline: A pipe that nobody writes: it ends when the server does.
+            load_first: Take no connection before a generation is loaded, because other workers
+                can: this one replaces one that died.
+        """
+        sys.setswitchinterval(_SWITCH_INTERVAL_S)
+        logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+        if load_first:
+            self._follower.tick()
+        gc.collect()
+        gc.freeze()  # what lives as long as the process is never looked at again
+        loop_factory = self._server.config.get_loop_factory()
+        loop = loop_factory() if loop_factory else asyncio.new_event_loop()
+        try:
+            loop.run_until_complete(self._serve(listener, lifeline))
+        finally:
+            loop.close()
+
+    async def _serve(self, listener: socket.socket, lifeline: int) -> None:
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self.drain, self._settings.drain_delay_s)
+        loop.add_signal_handler(signal.SIGINT, self.drain, 0.0)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD})
+        loop.add_reader(lifeline, self._orphaned, lifeline)
+        self._follower.start()
+        await self._server.serve(sockets=[listener])
+        self._follower.stop()
+
+    def _orphaned(self, lifeline: int) -> None:
+        asyncio.get_running_loop().remove_reader(lifeline)
+        _LOGGER.error("server_died pid=%d", os.getpid())
+        self.drain(0.0)
+
+    def drain(self, delay_s: float) -> None:
+        """Stop after `delay_s`, and at once when asked again."""
+        if self._door.is_draining:
+            self._server.should_exit = self._server.force_exit = True
+            return
+        self._state = "draining"
+        self._door.is_draining = True
+        self._report(self._follower)
+        asyncio.get_running_loop().call_later(delay_s, self._server.stop)
+
+    def _report(self, follower: Follower) -> None:
+        """Tell all workers what this one serves."""
+        served = follower.served
+        if served is not None and self._state == "starting":
+            self._state = "serving"
+        status = WorkerStatus(pid=os.getpid(), state=self._state, problem=follower.problem)
+        if served is None:
+            self._status.write(status)
+            return
+        self._status.write(
+            WorkerStatus(
+                pid=status.pid,
+                state=status.state,
+                problem=status.problem,
+                generation=served.activation.generation,
+                sequence=served.activation.sequence,
+                manifest=served.activation.manifest,
+                created_s=_seconds(served.manifest.created_at),
+                activated_s=_seconds(served.activation.activated_at),
+                cut_s=served.manifest.window.cut_ms / 1000,
+            )
+        )
+
+
+_BACKLOG: Final = 2048
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's, with the signals left to the worker: uvicorn would die by the signal again."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Capture none."""
+        yield
+
+    def stop(self) -> None:
+        """Take no more connections, finish what runs."""
+        self.should_exit = True
+
+
+def _seconds(text: str) -> float:
+    """Return the seconds since 1970 of an ISO 8601 time in UTC."""
+    return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
