@@ -155,17 +155,6 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(lineage: Line
     assert not np.array_equal(changed["table.user_id.weight"], first["table.user_id.weight"])
 
 
-def test_rates_that_fall_move_the_model_less(lineage: Lineage) -> None:
-    def distance(share: float) -> float:
-        full = msgspec.structs.replace(lineage.project.training.full, final_rate_share=share)
-        training = msgspec.structs.replace(lineage.project.training, full=full)
-        after = lineage.full(lineage.base, DAYS[0], training).model.tables["item_id"].weight
-        before = lineage.base.model.tables["item_id"].weight
-        return float((after - before).abs().sum())
-
-    assert distance(0.0) < 0.9 * distance(1.0)
-
-
 def test_the_parent_is_not_changed(lineage: Lineage) -> None:
     before = {name: values.copy() for name, values in lineage.base.arrays().items()}
     lineage.full(lineage.base, DAYS[0])

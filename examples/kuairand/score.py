@@ -34,13 +34,13 @@ TEST_DAYS: Final = ("2022-05-02", LAST_DAY)
 VARIANTS: Final[Mapping[str, Mapping[str, Any]]] = {
     "two_tower": {},
     "two_tower_popularity": {
-        "model": {"popularity": {"weight": 0.75}},
+        "model": {"popularity": {"weight": 0.75, "smoothing": 0.3}},
         "training": {"negatives": {"correction": "none"}},
     },
     "two_tower_without_user_features": {"users": None},
     "two_tower_shown": {"training": {"base_shown_weight": 1.0, "base": {"epochs": 2}}},
     "two_tower_popularity_shown": {
-        "model": {"popularity": {"weight": 0.75}},
+        "model": {"popularity": {"weight": 0.75, "smoothing": 0.3}},
         "training": {
             "negatives": {"correction": "none"},
             "base_shown_weight": 1.0,

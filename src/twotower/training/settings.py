@@ -74,8 +74,6 @@ class PassSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """Of Adam, for the dense parameters."""
     table_learning_rate: PositiveFloat = 0.05
     """Of row-wise Adagrad, for the touched rows of every embedding table."""
-    final_rate_share: Share = 1.0
-    """Share of both rates that is left at the end of the pass; they fall linearly to it."""
 
 
 class TrainingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -27,32 +27,23 @@ class Stepper:
     ) -> None:
         self._model = model
         self._adam = adam
-        self._schedule = schedule
+        self._table_learning_rate = schedule.table_learning_rate
         self._rules = _logit_rules(training)
         self._loss: Loss = select_loss(training.loss, margin=training.margin / training.temperature)
         self._is_tiled = training.loss == "listwise" and training.negatives.in_batch
 
-    def step(self, batch: Batch, generator: torch.Generator, done: float = 0.0) -> float:
-        """Move every dense parameter and every looked-up row; return the batch's loss.
-
-        Args:
-            batch: inputs of the step.
-            generator: chooses negatives where the loss uses only some.
-            done: share of the pass that lies behind; the learning rates fall with it.
-        """
+    def step(self, batch: Batch, generator: torch.Generator) -> float:
+        """Move every dense parameter and every looked-up row; return the batch's loss."""
         users, user_lookups = self._model.encode_users(
             batch.user_rows, batch.user_features, batch.history
         )
         items, item_lookups = self._model.encode_items(batch.item_rows, batch.item_features)
         loss = self._weighted_loss(users, items, batch, generator)
-        rate_share = 1 - (1 - self._schedule.final_rate_share) * done
-        for group in self._adam.param_groups:
-            group["lr"] = self._schedule.dense_learning_rate * rate_share
         self._adam.zero_grad()
         loss.backward()
         self._adam.step()
         for lookup in [*user_lookups, *item_lookups]:
-            lookup.apply_gradient(self._schedule.table_learning_rate * rate_share)
+            lookup.apply_gradient(self._table_learning_rate)
         return loss.item()
 
     def _weighted_loss(

@@ -93,7 +93,6 @@ class _Pass:
         self._state = state
         self._examples = examples
         self._batch_size = schedule.batch_size
-        self._epochs = schedule.epochs
         self._seed = (training.seed, pass_number)
         self._maker = BatchMaker(state, examples, example_log_probability, training, schedule)
         self.adam = load_adam(state.model, state.optimizer, schedule.dense_learning_rate)
@@ -106,8 +105,7 @@ class _Pass:
         while cursor.start < len(order):
             indices = order[cursor.start : cursor.start + self._batch_size]
             generator.manual_seed(_mix(*self._seed, cursor.epoch, cursor.start + 1))
-            done = (cursor.epoch + cursor.start / len(order)) / self._epochs
-            loss = self._stepper.step(self._maker.make(indices, generator), generator, done)
+            loss = self._stepper.step(self._maker.make(indices, generator), generator)
             failpoint("pass.after_step")
             cursor.times_stepped[indices] += 1
             cursor = cursor._replace(
