@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from twotower.cli import output
+from twotower.cli.generation_diff import diff
 from twotower.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption
+from twotower.cli.retention import pin, prune, unpin
 from twotower.errors import CorruptArtifact
 
 if TYPE_CHECKING:
@@ -32,7 +34,11 @@ _generations = typer.Typer(no_args_is_help=True)
 
 def register(app: typer.Typer) -> None:
     """Add the group to the command line."""
-    app.add_typer(_generations, name="generations", help="List, check, activate and roll back.")
+    for command in (diff, pin, unpin, prune):
+        _generations.command(command.__name__)(command)
+    app.add_typer(
+        _generations, name="generations", help="List, compare, activate, roll back, prune."
+    )
 
 
 @_generations.command("list")

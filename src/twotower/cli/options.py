@@ -7,7 +7,7 @@ from typing import Annotated, Final
 
 import typer
 
-__all__ = ["DEFAULT_CONFIG", "ConfigOption", "JsonOption"]
+__all__ = ["DEFAULT_CONFIG", "ConfigOption", "DryRunOption", "JsonOption"]
 
 DEFAULT_CONFIG: Final = Path("twotower.toml")
 
@@ -16,3 +16,6 @@ ConfigOption = Annotated[
     typer.Option("--config", "-c", metavar="FILE", help="The project's TOML file."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Say what would happen, write and remove nothing.")
+]

@@ -22,7 +22,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Final
 
-from twotower.errors import CorruptArtifact, GateRefused, NotReady
+from twotower.errors import CorruptArtifact, GateRefused, NotReady, suggestion
 from twotower.failpoints import failpoint
 from twotower.publishing.activation import (
     Action,
@@ -132,8 +132,11 @@ class ModelStore:
     def _existing(self, name: str) -> Path:
         path = self.root / check_name(name)
         if not os.path.lexists(path):
-            known = ", ".join(self.names()[-5:]) or "none"
-            raise NotReady(f"there is no generation '{name}'; the last ones published: {known}")
+            known = self.names()
+            raise NotReady(
+                f"there is no generation '{name}'; the last ones published: "
+                f"{', '.join(known[-5:]) or 'none'}{suggestion(name, known)}"
+            )
         return path
 
     def activate(self, name: str, *, force: bool = False, reason: str = "") -> Activation:
