@@ -101,7 +101,7 @@ def tiny_checkpoint(
             window=Window(from_day="2022-05-01", through_day="2022-05-01", cut_ms=CUT_MS),
             trained=Trained(
                 rows=9, distinct_event_ids=9, digest="0" * 16, epochs=1, steps=2, loss=1.5,
-                seconds=0.5, examples_per_s=18.0,
+                seconds=0.5, examples_per_s=18.0, window_rows=9,
             ),
             model=settings,
             training=TrainingSettings(seed=seed),

@@ -11,6 +11,7 @@ import msgspec
 from twotower.checkpoint import Checkpoint
 from twotower.config import Project
 from twotower.data.days import ImportedData
+from twotower.data.held_out import HoldOutRule
 from twotower.data.ids import Id
 from twotower.progress import SILENT, Progress
 from twotower.publishing.activation import Activation
@@ -91,9 +92,10 @@ def _run_night(project: Project, through: str | None, progress: Progress) -> Act
     data = ImportedData.open(project.data_path)
     parent = _parent(project, progress)
     day = through or next_day(data, parent.checkpoint.meta.window)
+    hold_out = _hold_out_rule(project)
     keeper = PassKeeper(
         project.data_path / "work" / f"{_SAVE}{day}.pass",
-        pass_key(parent.checkpoint, parent.digest, data.digest, day, project.training),
+        pass_key(parent.checkpoint, parent.digest, data.digest, day, project.training, hold_out),
         project.training.save_every_steps,
     )
     trained = run_full_update(
@@ -105,10 +107,18 @@ def _run_night(project: Project, through: str | None, progress: Progress) -> Act
         parent_name=parent.name,
         progress=progress,
         keeper=keeper,
+        hold_out=hold_out,
     )
     activation = _go_live(project, data, trained)
     keeper.discard()
     return activation
+
+
+def _hold_out_rule(project: Project) -> HoldOutRule:
+    gates = project.publishing.gates
+    return HoldOutRule(
+        gates.holdout_positives, gates.holdout_max_share, gates.holdout_min_positives
+    )
 
 
 def _parent(project: Project, progress: Progress) -> _Parent:

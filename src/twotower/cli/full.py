@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from twotower.cli.gates import gates_table
 from twotower.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption
 from twotower.cli.output import console, emit_json, show_progress
+from twotower.errors import GateRefused
+
+if TYPE_CHECKING:
+    from twotower.publishing.manifest import Manifest
 
 __all__ = ["register"]
 
@@ -35,17 +40,33 @@ def full(
     from twotower.publishing.store import ModelStore
 
     project = load_project(config)
-    with show_progress() as progress:
-        activation = run_night(project, day, progress=progress)
-    manifest = ModelStore(project.data_path).open(activation.generation, verify=False).manifest
+    store = ModelStore(project.data_path)
+    published = store.names()
+    try:
+        with show_progress() as progress:
+            activation = run_night(project, day, progress=progress)
+    except GateRefused:
+        if not as_json and store.names() != published:
+            console.print(gates_table(store.open(store.names()[-1], verify=False).manifest))
+        raise
+    manifest = store.open(activation.generation, verify=False).manifest
     if as_json:
         emit_json({"activation": activation, "manifest": manifest})
         return
-    trained = manifest.trained
-    console.print(
-        f"{manifest.name} is live: {trained.rows:,} events of {manifest.window.from_day} to "
-        f"{manifest.window.through_day}, each trained once, loss {trained.loss:.4f}, "
-        f"{trained.examples_per_s:,.0f} examples/s"
+    console.print(gates_table(manifest))
+    console.print(_live_line(manifest))
+
+
+def _live_line(manifest: Manifest) -> str:
+    trained, window = manifest.trained, manifest.window
+    moved = (
+        f" ({trained.withheld_rows:,} held out for the next night, {trained.carried_rows:,} "
+        "carried over)"
+    )
+    return (
+        f"{manifest.name} is live: {trained.rows:,} events of {window.from_day} to "
+        f"{window.through_day}, each trained once{moved if trained.withheld_rows else ''}, "
+        f"loss {trained.loss:.4f}, {trained.examples_per_s:,.0f} examples/s"
     )
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from twotower.cli import output
+from twotower.cli.gates import gates_table
 from twotower.cli.generation_diff import diff
 from twotower.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption
 from twotower.cli.retention import pin, prune, unpin
@@ -74,7 +75,7 @@ def show(
         return
     output.console.print(_show_table(manifest))
     if manifest.gates:
-        output.console.print(_gates_table(manifest))
+        output.console.print(gates_table(manifest))
 
 
 @_generations.command()
@@ -186,6 +187,8 @@ def _show_table(manifest: Manifest) -> Table:
         "parent": manifest.parent or "none",
         "created": manifest.created_at,
         "trained": f"{days}: {trained.rows:,} rows, {trained.epochs} epochs, loss {trained.loss}",
+        "held out": f"{trained.withheld_rows:,} of {trained.window_rows:,} positives, "
+        f"{trained.carried_rows:,} carried over and trained",
         "event IDs": f"{trained.distinct_event_ids:,} distinct, digest {trained.digest}",
         "knows": ", ".join(f"{count:,} {name}" for name, count in manifest.counts.items()),
         "vectors": f"{manifest.vector_dim} dimensions, {_score_words(manifest)}",
@@ -202,16 +205,6 @@ def _score_words(manifest: Manifest) -> str:
     if manifest.scoring.has_popularity:
         return f"cosine with popularity, weight {manifest.scoring.popularity_weight:g}"
     return "cosine"
-
-
-def _gates_table(manifest: Manifest) -> Table:
-    from rich.table import Table
-
-    table = Table("gate", "measured", "needs", "verdict", "detail")
-    for result in manifest.gates:
-        verdict = "passed" if result.passed else "[bold red]refused[/]"
-        table.add_row(result.gate, f"{result.measured:.4g}", result.needs, verdict, result.detail)
-    return table
 
 
 def _print_activation(activation: Activation, as_json: bool) -> None:

@@ -103,6 +103,25 @@ class Encoder:
         everybody[known] = vectors
         return everybody
 
+    def user_vectors_with(self, positions: IntArray, recent: Ragged) -> FloatArray:
+        """Return the vectors of users with given recent clicks in place of the stored: `[n, D]`.
+
+        Args:
+            positions: `[n]`, -1 for a user that is not known: unknown-ID row, no profile.
+            recent: `n` lists of item positions, oldest first; those beyond the history are dropped.
+        """
+        is_known = positions >= 0
+        profiles = self.user_features.missing(len(positions))
+        for values, stored in zip(
+            profiles, self.users.profiles_at(positions[is_known]), strict=True
+        ):
+            values[is_known] = stored
+        rows = np.full(len(positions), UNKNOWN_ROW, np.int64)
+        rows[is_known] = self.users.rows[positions[is_known]]
+        start, end = recent.offsets[:-1], recent.offsets[1:]
+        newest = take_ragged(recent, np.maximum(start, end - self._history_length), end)
+        return self._encode_users(rows, profiles, self._pool(newest))
+
     def item_vectors(self, positions: IntArray, batch: int = _BATCH) -> FloatArray:
         """Return the vectors of items: `[n, D]`."""
         return _stack([self._known_items(part) for part in _parts(positions, batch)])

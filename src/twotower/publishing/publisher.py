@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import msgspec
@@ -20,12 +19,12 @@ import numpy.typing as npt
 from twotower.checkpoint import Checkpoint
 from twotower.data.ids import Id
 from twotower.errors import DataError
-from twotower.index import VectorIndex, build_index, choose_engine
+from twotower.index import build_index, choose_engine
 from twotower.index.settings import IndexSettings
 from twotower.index.tuning import ann_recall
 from twotower.publishing.artifacts import write_arrays, write_display, write_towers
 from twotower.publishing.encoding import Encoder
-from twotower.publishing.gates import Gate, Measured, check_finite, default_gates
+from twotower.publishing.gates import Gate, check_finite, default_gates
 from twotower.publishing.generation import Generation
 from twotower.publishing.manifest import (
     GateResult,
@@ -36,10 +35,10 @@ from twotower.publishing.manifest import (
     Window,
     digest_bytes,
 )
+from twotower.publishing.measurement import Built, measure
 from twotower.publishing.settings import PublishingSettings
 from twotower.publishing.staging import Staging
 from twotower.publishing.store import ModelStore, utc_text
-from twotower.publishing.trainer_vectors import trainer_item_vectors, trainer_user_vectors
 
 __all__ = ["publish"]
 
@@ -48,18 +47,6 @@ IntArray = npt.NDArray[np.int64]
 
 _RECALL_K: Final = 100
 _PROBE_SEED: Final = 0
-
-
-@dataclass(frozen=True, eq=False)
-class _Built:
-    """What the staged files gave back."""
-
-    item_vectors: FloatArray
-    probe_users: IntArray
-    user_vectors: FloatArray
-    index: VectorIndex
-    engine: str
-    ann_recall: float
 
 
 def publish(
@@ -90,6 +77,7 @@ def publish(
         GateRefused: a number is not finite; nothing was published.
         DataError: the corpus is empty; nothing was published.
         NotReady: another publish is running.
+        CorruptArtifact: the parent is damaged; nothing was published.
     """
     settings = settings or PublishingSettings()
     if not len(checkpoint.corpus):
@@ -103,7 +91,7 @@ def publish(
         write_display(staging, checkpoint, display or {})
         encoder = _encoder(staging, checkpoint, settings)
         built = _build(checkpoint, encoder, index, settings)
-        measured = _measure(checkpoint, built, parent, _scoring(checkpoint), settings)
+        measured = measure(checkpoint, built, parent, settings)
         results = [finite, *(gate.measure(measured) for gate in gates)]
         staging.write_array("item_vectors.npy", built.item_vectors)
         built.index.save(staging.file("index"))
@@ -111,10 +99,11 @@ def publish(
         return staging.commit(_manifest(checkpoint, built, results, metrics or {}))
 
 
-def _parent(store: ModelStore, name: str | None) -> Manifest | None:
+def _parent(store: ModelStore, name: str | None) -> Generation | None:
+    """Return the parent, every byte of it checked: its index and towers will be run."""
     if name is None or name not in store.names():
         return None
-    return store.open(name, verify=False).manifest
+    return store.open(name)
 
 
 def _scoring(checkpoint: Checkpoint) -> Scoring:
@@ -137,7 +126,7 @@ def _encoder(staging: Staging, checkpoint: Checkpoint, settings: PublishingSetti
 
 def _build(
     checkpoint: Checkpoint, encoder: Encoder, index: IndexSettings, settings: PublishingSettings
-) -> _Built:
+) -> Built:
     corpus = checkpoint.corpus
     items = encoder.item_vectors(corpus, settings.batch_rows)
     probe_users = _probe_users(checkpoint, settings.num_probe_users)
@@ -147,7 +136,7 @@ def _build(
     built = build_index(engine, corpus, items, index, checkpoint.meta.training.seed, users)
     exact = build_index("exact", corpus, items, index).search(users, _RECALL_K)
     recall = ann_recall(built.search(users, _RECALL_K), exact)
-    return _Built(items, probe_users, users, built, engine, recall)
+    return Built(encoder, items, probe_users, users, built, engine, recall)
 
 
 def _probe_users(checkpoint: Checkpoint, num_users: int) -> IntArray:
@@ -157,29 +146,9 @@ def _probe_users(checkpoint: Checkpoint, num_users: int) -> IntArray:
     return np.concatenate([order[has_clicks], order[~has_clicks]])[:num_users]
 
 
-def _measure(
-    checkpoint: Checkpoint,
-    built: _Built,
-    parent: Manifest | None,
-    scoring: Scoring,
-    settings: PublishingSettings,
-) -> Measured:
-    """Gather what gates look at; the popularity coordinate is no part of a cosine."""
-    dim = built.item_vectors.shape[1] - scoring.has_popularity
-    sample = checkpoint.corpus[: settings.batch_rows]
-    return Measured(
-        item_vectors=built.item_vectors[:, :dim],
-        user_vectors=built.user_vectors[:, :dim],
-        trainer_item_vectors=trainer_item_vectors(checkpoint, sample),
-        trainer_user_vectors=trainer_user_vectors(checkpoint, built.probe_users),
-        ann_recall_at_100=built.ann_recall,
-        parent=parent,
-    )
-
-
 def _manifest(
     checkpoint: Checkpoint,
-    built: _Built,
+    built: Built,
     results: list[GateResult],
     metrics: Mapping[str, float],
 ) -> Manifest:

@@ -25,6 +25,20 @@ class GateSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """Largest difference of a coordinate between the trainer's and the served user vector."""
     max_corpus_loss: Share = 0.1
     """Share of the parent's corpus that may disappear in one generation."""
+    max_window_loss: Share = 0.5
+    """Share by which the positives a day may fall below those of the parent's window."""
+    max_coverage_loss: Share = 0.5
+    """Share of the live generation's coverage that may be lost."""
+    max_recall_loss: Share = 0.02
+    """Share of the live generation's recall that may be lost, beside what noise explains."""
+    confidence: Annotated[float, msgspec.Meta(ge=0.5, lt=1)] = 0.99
+    """One-sided confidence of the two gates on held-out recall."""
+    holdout_positives: Annotated[int, msgspec.Meta(ge=0)] = 500
+    """Positives of a window left for the next night, to judge this one by; 0 switches that off."""
+    holdout_max_share: Share = 0.1
+    """Largest share of a window's positives that is held out."""
+    holdout_min_positives: Positive = 100
+    """Where the share allows fewer, nothing is held out and recall is not judged."""
 
 
 class PublishingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -1,0 +1,29 @@
+"""What gates found, as a table."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from twotower.publishing.manifest import GateResult, Manifest
+
+__all__ = ["gates_table"]
+
+
+def gates_table(manifest: Manifest) -> Table:
+    """Return every gate's figure, its bar and its verdict."""
+    from rich.table import Table
+
+    table = Table("gate", "measured", "needs", "verdict", "detail")
+    for result in manifest.gates:
+        measured = "" if result.measured is None else f"{result.measured:.4g}"
+        table.add_row(result.gate, measured, result.needs, _verdict(result), result.detail)
+    return table
+
+
+def _verdict(result: GateResult) -> str:
+    if result.measured is None:
+        return "[dim]not measured[/]"
+    return "passed" if result.passed else "[bold red]refused[/]"

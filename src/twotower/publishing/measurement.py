@@ -1,0 +1,133 @@
+"""What the gates look at, taken from the staged files and held against the live generation.
+
+Legend: `C` items of the corpus, `n` probe users, `D` vector dimension.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from twotower.checkpoint import Checkpoint
+from twotower.data.ids import lookup
+from twotower.index import VectorIndex, open_index
+from twotower.metrics import coverage
+from twotower.publishing.encoding import Encoder
+from twotower.publishing.entities import Entities
+from twotower.publishing.gates.gate import Measured, Side
+from twotower.publishing.generation import Generation
+from twotower.publishing.held_out import HeldOutRecall, Served, list_length, measure_recall
+from twotower.publishing.settings import PublishingSettings
+from twotower.publishing.trainer_vectors import trainer_item_vectors, trainer_user_vectors
+
+__all__ = ["Built", "measure"]
+
+FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Built:
+    """What the staged files gave back."""
+
+    encoder: Encoder
+    item_vectors: FloatArray
+    """`[C, D]`"""
+    probe_users: IntArray
+    """`[n]`, positions."""
+    user_vectors: FloatArray
+    """`[n, D]`, of the probe users."""
+    index: VectorIndex
+    engine: str
+    ann_recall: float
+
+
+def measure(
+    checkpoint: Checkpoint, built: Built, parent: Generation | None, settings: PublishingSettings
+) -> Measured:
+    """Gather what gates look at; the popularity coordinate is no part of a cosine.
+
+    Args:
+        checkpoint: that is published.
+        built: from its staged files.
+        parent: the generation that the training started from, its files verified; None where
+            there was none or it is gone.
+        settings: sizes of samples.
+    """
+    dim = checkpoint.meta.model.vector_dim
+    sample = checkpoint.corpus[: settings.batch_rows]
+    live = None if parent is None else _served(parent)
+    ours, theirs = _coverages(checkpoint, built, live, parent)
+    return Measured(
+        meta=checkpoint.meta,
+        parent=parent.manifest if parent else None,
+        item_vectors=built.item_vectors[:, :dim],
+        user_vectors=built.user_vectors[:, :dim],
+        trainer_item_vectors=trainer_item_vectors(checkpoint, sample),
+        trainer_user_vectors=trainer_user_vectors(checkpoint, built.probe_users),
+        ann_recall_at_100=built.ann_recall,
+        coverage=ours,
+        live_coverage=theirs,
+        held_out=_held_out(checkpoint, built, live),
+        sides=_sides(checkpoint, built.encoder, live),
+    )
+
+
+def _served(parent: Generation) -> Served:
+    return Served(Encoder.of(parent), open_index(parent.file("index")))
+
+
+def _held_out(checkpoint: Checkpoint, built: Built, live: Served | None) -> HeldOutRecall | str:
+    meta = checkpoint.meta
+    if meta.parent is not None and live is None:
+        return f"the parent '{meta.parent}' is gone"
+    popularity = checkpoint.popularity.at(meta.window.cut_ms)
+    candidate = Served(built.encoder, built.index)
+    return measure_recall(checkpoint.held_out, candidate, live, popularity, checkpoint.corpus)
+
+
+def _coverages(
+    checkpoint: Checkpoint, built: Built, live: Served | None, parent: Generation | None
+) -> tuple[float, float | None]:
+    """Return the share of the corpus in the lists of the same users, candidate and parent."""
+    num_items, k = len(checkpoint.corpus), list_length(len(checkpoint.corpus))
+    if live is None or parent is None:
+        return _coverage(built.index, built.user_vectors, num_items, k), None
+    is_known = built.probe_users < len(live.encoder.users)
+    ours = _coverage(built.index, built.user_vectors[is_known], num_items, k)
+    users = live.encoder.user_vectors(built.probe_users[is_known])
+    before = parent.manifest.index.num_items
+    return ours, _coverage(live.index, users, before, list_length(before))
+
+
+def _coverage(index: VectorIndex, users: FloatArray, num_items: int, k: int) -> float:
+    found = index.search(users, k).ids
+    _, ranked = np.unique(found, return_inverse=True)
+    return coverage(ranked.reshape(found.shape), num_items, k) if found.size else 0.0
+
+
+def _sides(checkpoint: Checkpoint, encoder: Encoder, live: Served | None) -> tuple[Side, ...]:
+    before, tables = None if live is None else live.encoder, checkpoint.model.tables
+    return (
+        Side(
+            "users",
+            encoder.user_features,
+            len(tables["user_feature"]),
+            None if before is None else before.user_features,
+            0 if before is None else _num_moved(encoder.users, before.users),
+        ),
+        Side(
+            "items",
+            encoder.item_features,
+            len(tables["item_feature"]),
+            None if before is None else before.item_features,
+            0 if before is None else _num_moved(encoder.items, before.items),
+        ),
+    )
+
+
+def _num_moved(entities: Entities, before: Entities) -> int:
+    found = lookup(entities.ids, entities.order, before.ids)
+    return int(np.count_nonzero(found != np.arange(len(found))))
