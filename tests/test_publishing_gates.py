@@ -101,7 +101,7 @@ def spec(*values: str, order: tuple[str, ...] = ("city", "shop")) -> FeatureSpec
 
 
 def side(features: FeatureSpec, live: FeatureSpec | None = None, num_moved: int = 0) -> Side:
-    return Side("users", features, 92, live, num_moved)
+    return Side("users", features, 92, live, num_moved, 0.99)
 
 
 @pytest.fixture
@@ -164,6 +164,9 @@ def bad_models(good: Measured) -> dict[str, Measured]:
         "a specification of another table": dataclasses.replace(
             good, sides=(side(spec("Oslo"))._replace(num_feature_rows=93),)
         ),
+        "embeddings of others": dataclasses.replace(
+            good, sides=(side(spec("Oslo"))._replace(share_recognised=0.6),)
+        ),
         "a moved ID": dataclasses.replace(good, sides=(side(spec("Oslo"), num_moved=1),)),
     }
 
@@ -189,6 +192,7 @@ def bad_models(good: Measured) -> dict[str, Measured]:
         ("values in another order", "features_kept"),
         ("features in another order", "features_kept"),
         ("a specification of another table", "features_kept"),
+        ("embeddings of others", "embeddings_kept"),
         ("a moved ID", "ids_kept"),
     ],
 )

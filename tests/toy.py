@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -76,19 +77,37 @@ before = "2024-03-01"
 """
 
 
+class Size(NamedTuple):
+    """How much of everything; impressions are those of one day."""
+
+    users: int = NUM_USERS
+    items: int = NUM_ITEMS
+    impressions: int = 1200
+
+
+SIZE = Size()
+
+
 def write_project(
-    folder: Path, *, num_days: int = 3, history: bool = True, training: str = "", seed: int = 0
+    folder: Path,
+    *,
+    num_days: int = 3,
+    history: bool = True,
+    training: str = "",
+    seed: int = 0,
+    size: Size = SIZE,
 ) -> Project:
     """Write the log's files and its TOML into `folder` and return the project."""
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / "events.csv", ["user", "item", "time", "clicked"], _events(rng, num_days))
-    users = [(f"u{n}", 20 + n % 40, ["fr", "de"][n % 2]) for n in range(NUM_USERS)]
+    events = _events(rng, num_days, size)
+    _write(folder / "events.csv", ["user", "item", "time", "clicked"], events)
+    users = [(f"u{n}", 20 + n % 40, ["fr", "de"][n % 2]) for n in range(size.users)]
     _write(folder / "users.csv", ["user", "age", "country"], users)
-    items = [(n, f"Title {n}", f"t{n % 7}|t{n % 3}") for n in range(NUM_ITEMS)]
+    items = [(n, f"Title {n}", f"t{n % 7}|t{n % 3}") for n in range(size.items)]
     _write(folder / "items.csv", ["item", "title", "tags"], items)
     if history:
-        _write(folder / "history.csv", ["user", "liked"], _history(rng))
+        _write(folder / "history.csv", ["user", "liked"], _history(rng, size))
     config = CONFIG.replace("HISTORY", HISTORY if history else "").replace("TRAINING", training)
     (folder / "twotower.toml").write_text(config)
     return load_project(folder / "twotower.toml")
@@ -99,22 +118,22 @@ def group_of(user: object) -> int:
     return int(str(user).removeprefix("u")) % NUM_GROUPS
 
 
-def _events(rng: np.random.Generator, num_days: int) -> list[tuple[str, int, int, int]]:
+def _events(rng: np.random.Generator, num_days: int, size: Size) -> list[tuple[str, int, int, int]]:
     rows = []
     for day in range(num_days):
         start = FIRST_DAY + timedelta(days=day)
-        for second in np.sort(rng.choice(86_000, 1200, replace=False)):
-            user, item = int(rng.integers(NUM_USERS)), int(rng.integers(NUM_ITEMS))
+        for second in np.sort(rng.choice(86_000, size.impressions, replace=False)):
+            user, item = int(rng.integers(size.users)), int(rng.integers(size.items))
             chance = 0.9 if user % NUM_GROUPS == item % NUM_GROUPS else 0.03
             clicked = int(rng.random() < chance)
             rows.append((f"u{user}", item, int(start.timestamp()) + int(second), clicked))
     return rows
 
 
-def _history(rng: np.random.Generator) -> list[tuple[str, str]]:
+def _history(rng: np.random.Generator, size: Size) -> list[tuple[str, str]]:
     rows = []
-    for user in range(NUM_USERS):
-        own = np.arange(user % NUM_GROUPS, NUM_ITEMS, NUM_GROUPS)
+    for user in range(size.users):
+        own = np.arange(user % NUM_GROUPS, size.items, NUM_GROUPS)
         liked = rng.choice(own, 6, replace=False)
         rows.append((f"u{user}", " ".join(map(str, liked))))
     return rows

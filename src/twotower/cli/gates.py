@@ -14,9 +14,18 @@ __all__ = ["gates_table"]
 
 def gates_table(manifest: Manifest) -> Table:
     """Return every gate's figure, its bar and its verdict."""
-    from rich.table import Table
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Column, Table
 
-    table = Table("gate", "measured", "needs", "verdict", "detail")
+    table = Table(
+        Column("gate", no_wrap=True),
+        Column("measured", no_wrap=True),
+        Column("needs", no_wrap=True),
+        Column("verdict", min_width=8),
+        Column("detail"),
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
     for result in manifest.gates:
         measured = "" if result.measured is None else f"{result.measured:.4g}"
         table.add_row(result.gate, measured, result.needs, _verdict(result), result.detail)

@@ -69,8 +69,8 @@ class Encoder:
         self._as_of_ms = as_of_ms
         self._history_length = history_length
         self._history_pooling = history_pooling
-        self._user_rows: FloatArray = artifacts.array("user_id_embeddings.npy")
-        self._item_rows: FloatArray = artifacts.array("item_id_embeddings.npy")
+        self.user_id_embeddings: FloatArray = artifacts.array("user_id_embeddings.npy")
+        self.item_id_embeddings: FloatArray = artifacts.array("item_id_embeddings.npy")
         self._history_rows: FloatArray = artifacts.array("history_embeddings.npy")
         self._log_popularity: FloatArray = artifacts.array("log_popularity.npy")
         self._user_tower = _Tower(artifacts.read("user_tower.onnx"), threads)
@@ -175,7 +175,7 @@ class Encoder:
         return self._encode_users(self.users.rows[positions], profiles, history)
 
     def _known_items(self, positions: IntArray) -> FloatArray:
-        embedding = self._item_rows[self.items.rows[positions]]
+        embedding = self.item_id_embeddings[self.items.rows[positions]]
         profiles = self.items.profiles_at(positions)
         vectors = self._item_tower.run(_inputs(embedding, None, profiles))
         if not self._scoring.has_popularity:
@@ -186,7 +186,7 @@ class Encoder:
     def _encode_users(
         self, rows: IntArray, profiles: EncodedFeatures, history: FloatArray
     ) -> FloatArray:
-        vectors = self._user_tower.run(_inputs(self._user_rows[rows], history, profiles))
+        vectors = self._user_tower.run(_inputs(self.user_id_embeddings[rows], history, profiles))
         if not self._scoring.has_popularity:
             return vectors
         return np.column_stack([vectors, np.ones(len(vectors), np.float32)])

@@ -6,6 +6,7 @@ Legend: `C` items of the corpus, `n` probe users, `D` vector dimension.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,9 @@ __all__ = ["Built", "measure"]
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
+
+_FEWEST_IDS: Final = 20
+_MOST_IDS: Final = 10_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,25 +113,64 @@ def _coverage(index: VectorIndex, users: FloatArray, num_items: int, k: int) -> 
 
 
 def _sides(checkpoint: Checkpoint, encoder: Encoder, live: Served | None) -> tuple[Side, ...]:
-    before, tables = None if live is None else live.encoder, checkpoint.model.tables
+    tables, before = checkpoint.model.tables, None if live is None else live.encoder
+    user_rows, item_rows = len(tables["user_feature"]), len(tables["item_feature"])
+    if before is None:
+        return (
+            Side("users", encoder.user_features, user_rows, None, 0, None),
+            Side("items", encoder.item_features, item_rows, None, 0, None),
+        )
+    users, items = _Ids(encoder.users, before.users), _Ids(encoder.items, before.items)
     return (
         Side(
             "users",
             encoder.user_features,
-            len(tables["user_feature"]),
-            None if before is None else before.user_features,
-            0 if before is None else _num_moved(encoder.users, before.users),
+            user_rows,
+            before.user_features,
+            users.num_moved,
+            users.share_recognised(encoder.user_id_embeddings, before.user_id_embeddings),
         ),
         Side(
             "items",
             encoder.item_features,
-            len(tables["item_feature"]),
-            None if before is None else before.item_features,
-            0 if before is None else _num_moved(encoder.items, before.items),
+            item_rows,
+            before.item_features,
+            items.num_moved,
+            items.share_recognised(encoder.item_id_embeddings, before.item_id_embeddings),
         ),
     )
 
 
-def _num_moved(entities: Entities, before: Entities) -> int:
-    found = lookup(entities.ids, entities.order, before.ids)
-    return int(np.count_nonzero(found != np.arange(len(found))))
+class _Ids:
+    """The IDs of the live generation, as the candidate looks them up."""
+
+    def __init__(self, now: Entities, before: Entities) -> None:
+        self._now, self._before = now, before
+        self._found = lookup(now.ids, now.order, before.ids)
+
+    @property
+    def num_moved(self) -> int:
+        return int(np.count_nonzero(self._found != np.arange(len(self._found))))
+
+    def share_recognised(self, now: FloatArray, before: FloatArray) -> float | None:
+        """Return the share of IDs whose row is nearer to their own row before than to another's.
+
+        Args:
+            now: the candidate's embedding rows.
+            before: those of the live generation.
+        """
+        known = np.flatnonzero((self._found >= 0) & (self._before.rows > 0))
+        known = known[self._now.rows[self._found[known]] > 0]
+        if len(known) < _FEWEST_IDS:
+            return None
+        sample = np.random.default_rng(0).permutation(known)[:_MOST_IDS]
+        ours = now[self._now.rows[self._found[sample]]]
+        own = before[self._before.rows[sample]]
+        another = np.roll(own, 1, axis=0)
+        return float((_cosines(ours, own) >= _cosines(ours, another)).mean())
+
+
+def _cosines(first: FloatArray, second: FloatArray) -> FloatArray:
+    lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
+    cosines: FloatArray = np.einsum("nd,nd->n", first, second) / np.maximum(lengths, 1e-12)
+    return cosines

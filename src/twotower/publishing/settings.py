@@ -25,6 +25,8 @@ class GateSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """Largest difference of a coordinate between the trainer's and the served user vector."""
     max_corpus_loss: Share = 0.1
     """Share of the parent's corpus that may disappear in one generation."""
+    min_recognised: Share = 0.9
+    """Share of the IDs whose embedding must be nearer to their own of before than to another's."""
     max_window_loss: Share = 0.5
     """Share by which the positives a day may fall below those of the parent's window."""
     max_coverage_loss: Share = 0.5

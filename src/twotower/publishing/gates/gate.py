@@ -33,6 +33,9 @@ class Side(NamedTuple):
     live_features: FeatureSpec | None
     num_moved: int
     """IDs of the live generation that a look-up no longer finds at their position."""
+    share_recognised: float | None
+    """Of the IDs with a row in both: whose embedding is nearer to their own live one than to
+    another ID's. None where there are too few."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
