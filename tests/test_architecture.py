@@ -67,9 +67,9 @@ LAYERS: Final[dict[str, Layer]] = {
         "evaluation baselines mining",
         "errors settings entities data model index metrics generation encoding",
     ),
-    "config": layer("config", "errors settings"),
+    "config": layer("config overrides", "errors settings"),
     "loop": layer(
-        "nightly replay runtime",
+        "nightly replay runtime doctor loss_comparison",
         "errors settings entities data model index metrics checkpoint training generation"
         " encoding publishing serving studies config",
     ),

@@ -1,11 +1,13 @@
 """One TOML file describes a project; it is read strictly.
 
-Unknown settings are refused with their path and the nearest known name, wrong types with one
-line. Loads neither torch nor polars.
+The environment and `--set` may change single settings: file < environment < flags. Unknown
+settings are refused with their path and the nearest known name, wrong types with one line. Loads
+neither torch nor polars.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Mapping
@@ -20,6 +22,7 @@ from twotower.data.settings import EntitySource, EventSource, HistorySource
 from twotower.errors import ConfigError, suggestion
 from twotower.index.settings import IndexSettings
 from twotower.model.settings import ModelSettings
+from twotower.overrides import FLAGS, Layered, apply_overrides
 from twotower.publishing.settings import PublishingSettings
 from twotower.serving.settings import ServingSettings
 from twotower.training.settings import TrainingSettings
@@ -29,7 +32,14 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["CONFIG_VERSION", "Project", "ProjectSettings", "load_project"]
+__all__ = [
+    "CONFIG_VERSION",
+    "Project",
+    "ProjectSettings",
+    "effective_settings",
+    "layered_settings",
+    "load_project",
+]
 
 CONFIG_VERSION: Final = 1
 
@@ -83,22 +93,45 @@ class Project(ProjectSettings, frozen=True, kw_only=True):
 
 
 def load_project(path: str | Path) -> Project:
-    """Read and check a project's TOML file.
+    """Read and check a project's TOML file, the environment and the flags of this run.
 
     Raises:
-        ConfigError: the file is missing, is no TOML, or holds a setting that is unknown, of the
-            wrong type or of a newer version. Nothing was read or written besides it.
+        ConfigError: the file is missing, is no TOML, or a setting is unknown, of the wrong type
+            or of a newer version. Nothing was read or written besides it.
+    """
+    path = Path(path)
+    layered = layered_settings(path)
+    outside = sorted({origin for origin in layered.origins.values() if origin != "file"})
+    try:
+        _check_names(layered.values, inspect.type_info(ProjectSettings), "$")
+        settings = _convert(layered.values, ProjectSettings, "$")
+    except ConfigError as error:
+        changed = f" with {', '.join(outside)}" if outside else ""
+        raise ConfigError(f"{path}{changed}: {error}") from None
+    values = {name: getattr(settings, name) for name in settings.__struct_fields__}
+    return Project(**values, path=path)
+
+
+def layered_settings(path: str | Path) -> Layered:
+    """Return what was given, as plain values that were not checked yet, and where.
+
+    Raises:
+        ConfigError: the file cannot be read or is newer; a variable or flag names no setting.
     """
     path = Path(path)
     raw = _read_toml(path)
     try:
         _check_version(raw)
-        _check_names(raw, inspect.type_info(ProjectSettings), "$")
-        settings = _convert(raw, ProjectSettings, "$")
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
-    values = {name: getattr(settings, name) for name in settings.__struct_fields__}
-    return Project(**values, path=path)
+    return apply_overrides(raw, inspect.type_info(ProjectSettings), os.environ, FLAGS.get())
+
+
+def effective_settings(project: Project) -> dict[str, Any]:
+    """Return every setting of a project, defaults included, as plain values."""
+    values: dict[str, Any] = msgspec.to_builtins(project, enc_hook=str)
+    del values["path"]
+    return values
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -11,8 +11,9 @@ from typing import Annotated, Final
 
 import typer
 
-from twotower.cli import full, generations, import_, output, retrieve, serve
+from twotower.cli import config, doctor, full, generations, import_, output, retrieve, serve
 from twotower.errors import TwoTowerError
+from twotower.overrides import FLAGS
 
 __all__ = ["app", "global_options", "main"]
 
@@ -36,6 +37,17 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def global_options(
+    context: typer.Context,
+    settings: Annotated[
+        list[str],
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            default_factory=list,
+            show_default=False,
+            help="Change a setting for this run, such as training.seed=3; may be repeated.",
+        ),
+    ],
     verbose: Annotated[
         int,
         typer.Option(
@@ -57,9 +69,11 @@ def global_options(
     Example: twotower retrieve --user 712 -k 20
     """
     output.configure(-1 if quiet else verbose)
+    given = FLAGS.set(tuple(settings))
+    context.call_on_close(lambda: FLAGS.reset(given))
 
 
-for _group in (import_, full, retrieve, generations, serve):
+for _group in (import_, full, retrieve, generations, serve, config, doctor):
     _group.register(app)
 
 

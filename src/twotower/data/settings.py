@@ -42,6 +42,7 @@ class TimeColumn(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     """A column of times."""
 
     column: Name
+    """Its name in the files."""
     unit: TimeUnit
     """s, ms, us, ns: numbers since 1970 in UTC. iso: ISO 8601 text, or a column of timestamps.
 
@@ -56,6 +57,7 @@ class OutcomeColumn(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """
 
     column: Name
+    """Its name in the files."""
     threshold: float | None = None
     """Numbers at or above it are positives."""
     values: tuple[str | int | bool, ...] | None = None
@@ -73,7 +75,9 @@ class EventSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     files: Files = ()
     """A path, a glob, or a list of them; empty where tables are handed over in Python."""
     user_id: Name
+    """The column with the user's ID, integers or text."""
     item_id: Name
+    """The column with the item's ID, integers or text."""
     time: TimeColumn
     """Event time: when the item was shown."""
     outcome: OutcomeColumn | None = None
@@ -122,6 +126,7 @@ class EntitySource(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """A table of users or of items, one row each."""
 
     files: Files = ()
+    """A path, a glob, or a list of them."""
     id: Name
     """The ID column."""
     features: dict[str, FeatureSettings] = {}
@@ -134,12 +139,15 @@ class HistorySource(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """Past items per user, in time order but without times of their own."""
 
     files: Files = ()
+    """A path, a glob, or a list of them."""
     user_id: Name
+    """The column with the user's ID."""
     positives: Name
     """Column with the items of past positives, oldest first."""
     seen: tuple[str, ...] = ()
     """Columns with items the user was shown; the seen list is all of them and the positives."""
     separator: Name = " "
+    """Between the items of a list that is text."""
     last_time: TimeColumn | None = None
     """When the user's history ends."""
     before: Day

@@ -21,15 +21,15 @@ from twotower.publishing.store import REMOVED, STAGING, ModelStore
 
 __all__ = ["Pruned", "pin", "pins", "prune", "unpin"]
 
-PINS: Final = "pins.json"
-FORMAT_VERSION: Final = 1
+_PINS: Final = "pins.json"
+_FORMAT_VERSION: Final = 1
 _MAX_BYTES: Final = 1 << 24
 
 
-class Pins(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class _Pins(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The file `pins.json`: generations that no prune removes, and why."""
 
-    format_version: int = FORMAT_VERSION
+    format_version: int = _FORMAT_VERSION
     pinned: dict[str, str]
 
 
@@ -50,10 +50,10 @@ def pins(store: ModelStore) -> dict[str, str]:
     Raises:
         CorruptArtifact: the file of pins is damaged.
     """
-    path = store.root / PINS
+    path = store.root / _PINS
     if not os.path.lexists(path):
         return {}
-    return read_versioned(read_regular(path, _MAX_BYTES), Pins, FORMAT_VERSION, str(path)).pinned
+    return read_versioned(read_regular(path, _MAX_BYTES), _Pins, _FORMAT_VERSION, str(path)).pinned
 
 
 def pin(store: ModelStore, name: str, reason: str = "") -> None:
@@ -77,8 +77,8 @@ def unpin(store: ModelStore, name: str) -> bool:
 
 
 def _write_pins(store: ModelStore, pinned: dict[str, str]) -> None:
-    content = msgspec.json.encode(Pins(pinned=dict(sorted(pinned.items()))))
-    replace_file(store.root / PINS, content + b"\n", lambda step: store.at_step(f"pins.{step}"))
+    content = msgspec.json.encode(_Pins(pinned=dict(sorted(pinned.items()))))
+    replace_file(store.root / _PINS, content + b"\n", lambda step: store.at_step(f"pins.{step}"))
 
 
 def prune(store: ModelStore, *, keep: int, dry_run: bool = False) -> Pruned:
@@ -132,7 +132,7 @@ def _reasons_to_keep(store: ModelStore, keep: int) -> dict[str, list[str]]:
 
 
 def _orphans(root: Path) -> list[Path]:
-    asides = [f".{name}.new" for name in (CURRENT, PINS)]
+    asides = [f".{name}.new" for name in (CURRENT, _PINS)]
     return sorted(
         path
         for path in root.iterdir()

@@ -49,7 +49,9 @@ class IdDropoutSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     """Shares of examples on which IDs are hidden, which trains the unknown-ID rows."""
 
     user: Share = 0.1
+    """Share of the examples whose user counts as unknown."""
     item: Share = 0.1
+    """Share of the items of a step that count as unknown."""
     profile: Share = 0.5
     """Share of the examples with a hidden user ID whose history and profile are hidden too."""
 
@@ -58,7 +60,9 @@ class AdmissionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     """How often an ID must have been an example before it earns a row of its own."""
 
     user_min_occurrences: PositiveInt = 1
+    """Examples before a user has a row; until then the unknown-ID row stands in."""
     item_min_occurrences: PositiveInt = 1
+    """The same for items."""
 
 
 class PassSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -80,6 +84,7 @@ class TrainingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     """Loss, negatives, and the two passes that move every parameter."""
 
     loss: LossName = "listwise"
+    """What a score is held against: a label, one negative, or all negatives at once."""
     temperature: PositiveFloat = 0.1
     """Divides the score before the loss."""
     margin: PositiveFloat = 0.2
@@ -89,6 +94,7 @@ class TrainingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     save_every_steps: PositiveInt = 500
     """Steps between two saves of a running full update, from which a killed one goes on."""
     seed: NonNegativeInt = 0
+    """Of everything random; the same seed, data and threads give the same bits."""
     threads: NonNegativeInt = 0
     """Threads of arithmetic, 0 for PyTorch's choice; the last bits of a result depend on it."""
     base: PassSettings = PassSettings(epochs=3, batch_size=1024)
