@@ -135,43 +135,56 @@ class FrontDoor:
         if scope["type"] != "http":
             await self._behind(scope, receive, send)
             return
-        began = time.perf_counter()
-        self._metrics.request_began()
-        reply = _Reply(send, self._ids.of(scope), self.is_draining)
-        scope.setdefault("state", {})["request_id"] = reply.request_id
         path: str = scope["path"]
+        route = path if path in self._routes else "other"
+        reply = _Reply(send, self._metrics, route, self._ids.of(scope), self.is_draining)
+        scope.setdefault("state", {})["request_id"] = reply.request_id
         try:
-            await (self._retrieve if path == _RETRIEVE else self._behind)(
-                scope, receive, reply.send
-            )
+            answer = self._retrieve if path == _RETRIEVE else self._behind
+            await answer(scope, receive, reply.send)
         except Exception as error:
             _LOGGER.error("request_failed request_id=%s", reply.request_id, exc_info=error)
             await reply.fail()
         finally:
-            route = path if path in self._routes else "other"
-            self._metrics.request_ended(route, reply.status, time.perf_counter() - began)
+            reply.finish()
 
 
 class _Reply:
-    """Passes an answer on with the headers that every answer has, and remembers its status."""
+    """Passes an answer on with the headers that every answer has, and counts it once."""
 
-    def __init__(self, send: Send, request_id: str, is_last: bool) -> None:
+    def __init__(
+        self, send: Send, metrics: Metrics, route: str, request_id: str, is_last: bool
+    ) -> None:
         self.request_id = request_id
-        self.status = 0
         self._send = send
+        self._metrics = metrics
+        self._route = route
         self._is_last = is_last
+        self._status = 0
+        self._is_finished = False
+        self._began_s = time.perf_counter()
+        metrics.request_began()
 
     async def send(self, message: MutableMapping[str, Any]) -> None:
         """Send a part of the answer."""
         if message["type"] == "http.response.start":
-            self.status = message["status"]
+            self._status = message["status"]
             message["headers"].append((b"x-request-id", self.request_id.encode()))
             if self._is_last:
                 message["headers"].append((b"connection", b"close"))
+        elif not message.get("more_body"):
+            self.finish()  # before the last byte: who has the answer finds it counted
         await self._send(message)
+
+    def finish(self) -> None:
+        """Count the request; one that was never answered as 500."""
+        if not self._is_finished:
+            self._is_finished = True
+            seconds = time.perf_counter() - self._began_s
+            self._metrics.request_ended(self._route, self._status or 500, seconds)
 
     async def fail(self) -> None:
         """Send a problem, unless an answer has begun."""
-        if self.status == 0:
+        if self._status == 0:
             body = problem_body(500, "see the server's log", self.request_id)
             await send_answer(self.send, 500, body, _PROBLEM.encode())
