@@ -110,3 +110,16 @@ def test_damage_is_found_before_anything_is_served_and_the_exit_code_is_4(
         written = capsys.readouterr()
         assert (stopped.value.code, written.out) == (4, ""), command
         assert written.err.startswith("error: ")
+
+
+def test_a_dry_run_changes_nothing(project: Path) -> None:
+    store = ModelStore(project / "twotower-data")
+    before = store.live()
+    said = call(project, "generations", "activate", "g-000002", "--dry-run")
+    assert "g-000002 would be live, sequence 2" in said
+    assert store.live() == before
+    call(project, "generations", "activate", "g-000002")
+    back = call_json(project, "generations", "roll-back", "--dry-run")
+    assert (back["generation"], back["sequence"]) == ("g-000001", 3)
+    assert [entry.sequence for entry in store.activations()] == [1, 2]
+    assert store.open().name == "g-000002"

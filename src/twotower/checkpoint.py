@@ -47,6 +47,8 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
     """Last local day that the lineage has trained; None before its first."""
     cut_ms: int
     """End of `through_day`: nothing later is in any part of the checkpoint."""
+    skipped: tuple[str, ...] = ()
+    """Days of the window that were left out by name; no later run trains them."""
 
 
 class Trained(msgspec.Struct, frozen=True, kw_only=True):

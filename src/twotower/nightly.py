@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import msgspec
 
-from twotower.checkpoint import Checkpoint
+from twotower.checkpoint import Checkpoint, Window
 from twotower.config import Project
 from twotower.data.days import ImportedData
 from twotower.data.held_out import HoldOutRule
@@ -22,9 +22,16 @@ from twotower.publishing.store import ModelStore
 from twotower.training.base_model import train_base_model
 from twotower.training.full_update import run_full_update
 from twotower.training.resume import PassKeeper, pass_key
-from twotower.training.window import next_day
+from twotower.training.window import next_day, open_window
 
-__all__ = ["display_fields", "prune_project", "run_night", "start_lineage"]
+__all__ = [
+    "NightPlan",
+    "display_fields",
+    "plan_night",
+    "prune_project",
+    "run_night",
+    "start_lineage",
+]
 
 _LOCK: Final = ".night.lock"
 _SAVE: Final = "full-"
@@ -64,8 +71,48 @@ def start_lineage(project: Project, *, progress: Progress = SILENT) -> Checkpoin
     return checkpoint
 
 
+class NightPlan(msgspec.Struct, frozen=True):
+    """What a night would train."""
+
+    parent: str | None
+    """None: a base model is made first."""
+    from_day: str
+    through_day: str
+    skipped: tuple[str, ...]
+    events: int
+    positives: int
+
+
+def plan_night(
+    project: Project, through: str | None = None, *, skip: Sequence[str] = ()
+) -> NightPlan:
+    """Return what `run_night` would train; nothing is trained or written.
+
+    Raises:
+        LineageError: as `run_night`.
+    """
+    data, store = ImportedData.open(project.data_path), ModelStore(project.data_path)
+    live = store.open(verify=False).manifest if store.live() else None
+    parent = Window(from_day=None, through_day=None, cut_ms=0)
+    if live is not None:
+        parent = msgspec.convert(msgspec.to_builtins(live.window), Window)
+    window = open_window(data, parent, through or next_day(data, parent, skip), skip)
+    return NightPlan(
+        parent=live.name if live else None,
+        from_day=window.window.from_day or "",
+        through_day=window.window.through_day or "",
+        skipped=window.window.skipped,
+        events=len(window.events.event_id),
+        positives=window.num_positives,
+    )
+
+
 def run_night(
-    project: Project, through: str | None = None, *, progress: Progress = SILENT
+    project: Project,
+    through: str | None = None,
+    *,
+    skip: Sequence[str] = (),
+    progress: Progress = SILENT,
 ) -> Activation:
     """Train the days after the live generation's cut, publish the result and make it live.
 
@@ -75,27 +122,31 @@ def run_night(
     Args:
         project: whose import and whose live generation.
         through: last local day to train; the next imported one when left out.
+        skip: days before it that are left out for good, imported or not.
         progress: told of every step.
 
     Raises:
-        LineageError: the day was trained already or is not imported.
+        LineageError: the day was trained already or is not imported, or one before it is missing.
         GateRefused: the candidate did not pass a gate; what was live stays live.
         NotReady: nothing is imported, or another process trains a night of this project.
     """
     work = project.data_path / "work"
     work.mkdir(parents=True, exist_ok=True)
     with exclusive(work / _LOCK, "training a night", timeout_s=0.0):
-        return _run_night(project, through, progress)
+        return _run_night(project, through, skip, progress)
 
 
-def _run_night(project: Project, through: str | None, progress: Progress) -> Activation:
+def _run_night(
+    project: Project, through: str | None, skip: Sequence[str], progress: Progress
+) -> Activation:
     data = ImportedData.open(project.data_path)
     parent = _parent(project, progress)
-    day = through or next_day(data, parent.checkpoint.meta.window)
+    day = through or next_day(data, parent.checkpoint.meta.window, skip)
     hold_out = _hold_out_rule(project)
+    run = (parent.digest, data.digest, day, sorted(skip), project.training, hold_out)
     keeper = PassKeeper(
         project.data_path / "work" / f"{_SAVE}{day}.pass",
-        pass_key(parent.checkpoint, parent.digest, data.digest, day, project.training, hold_out),
+        pass_key(parent.checkpoint, *run),
         project.training.save_every_steps,
     )
     trained = run_full_update(
@@ -108,6 +159,7 @@ def _run_night(project: Project, through: str | None, progress: Progress) -> Act
         progress=progress,
         keeper=keeper,
         hold_out=hold_out,
+        skip=skip,
     )
     activation = _go_live(project, data, trained)
     keeper.discard()

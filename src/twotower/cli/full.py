@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from twotower.cli.gates import gates_table
-from twotower.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption
+from twotower.cli.options import DEFAULT_CONFIG, ConfigOption, DryRunOption, JsonOption
 from twotower.cli.output import console, emit_json, show_progress
 from twotower.errors import GateRefused
 
 if TYPE_CHECKING:
+    from twotower.nightly import NightPlan
     from twotower.publishing.manifest import Manifest
 
 __all__ = ["register"]
@@ -28,6 +29,11 @@ def full(
         str | None,
         typer.Option(metavar="DAY", help="Last day to train; the next imported one if left out."),
     ] = None,
+    skip: Annotated[
+        list[str] | None,
+        typer.Option(metavar="DAY", help="Leave a day before it out for good; may be repeated."),
+    ] = None,
+    dry_run: DryRunOption = False,
     config: ConfigOption = DEFAULT_CONFIG,
     as_json: JsonOption = False,
 ) -> None:
@@ -36,15 +42,19 @@ def full(
     Example: twotower full --day 2022-05-01
     """
     from twotower.config import load_project
-    from twotower.nightly import run_night
+    from twotower.nightly import plan_night, run_night
     from twotower.publishing.store import ModelStore
 
-    project = load_project(config)
+    project, skipped = load_project(config), tuple(skip or ())
+    if dry_run:
+        plan = plan_night(project, day, skip=skipped)
+        emit_json(plan) if as_json else console.print(_plan_line(plan))
+        return
     store = ModelStore(project.data_path)
     published = store.names()
     try:
         with show_progress() as progress:
-            activation = run_night(project, day, progress=progress)
+            activation = run_night(project, day, skip=skipped, progress=progress)
     except GateRefused:
         if not as_json and store.names() != published:
             console.print(gates_table(store.open(store.names()[-1], verify=False).manifest))
@@ -55,6 +65,14 @@ def full(
         return
     console.print(gates_table(manifest))
     console.print(_live_line(manifest))
+
+
+def _plan_line(plan: NightPlan) -> str:
+    left_out = f", without {', '.join(plan.skipped)}" if plan.skipped else ""
+    return (
+        f"dry run: {plan.from_day} to {plan.through_day}{left_out} would be trained from "
+        f"{plan.parent or 'a new base model'}: {plan.events:,} events, {plan.positives:,} positives"
+    )
 
 
 def _live_line(manifest: Manifest) -> str:

@@ -9,7 +9,7 @@ import typer
 from twotower.cli import output
 from twotower.cli.gates import gates_table
 from twotower.cli.generation_diff import diff
-from twotower.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption
+from twotower.cli.options import DEFAULT_CONFIG, ConfigOption, DryRunOption, JsonOption
 from twotower.cli.retention import pin, prune, unpin
 from twotower.errors import CorruptArtifact
 
@@ -102,6 +102,7 @@ def activate(
     name: NameArgument,
     force: ForceOption = False,
     reason: ReasonOption = "",
+    dry_run: DryRunOption = False,
     config: ConfigOption = DEFAULT_CONFIG,
     as_json: JsonOption = False,
 ) -> None:
@@ -109,12 +110,14 @@ def activate(
 
     Example: twotower generations activate g-000001
     """
-    _print_activation(_store(config).activate(name, force=force, reason=reason), as_json)
+    activation = _store(config).activate(name, force=force, reason=reason, dry_run=dry_run)
+    _print_activation(activation, dry_run, as_json)
 
 
 @_generations.command("roll-back")
 def roll_back(
     reason: ReasonOption = "",
+    dry_run: DryRunOption = False,
     config: ConfigOption = DEFAULT_CONFIG,
     as_json: JsonOption = False,
 ) -> None:
@@ -122,7 +125,8 @@ def roll_back(
 
     Example: twotower generations roll-back --reason "complaints about repeats"
     """
-    _print_activation(_store(config).roll_back(reason=reason), as_json)
+    activation = _store(config).roll_back(reason=reason, dry_run=dry_run)
+    _print_activation(activation, dry_run, as_json)
 
 
 def _store(config: Path) -> ModelStore:
@@ -207,13 +211,14 @@ def _score_words(manifest: Manifest) -> str:
     return "cosine"
 
 
-def _print_activation(activation: Activation, as_json: bool) -> None:
+def _print_activation(activation: Activation, dry_run: bool, as_json: bool) -> None:
     if as_json:
         output.emit_json(activation)
         return
     overruled = f", overruling {', '.join(activation.forced)}" if activation.forced else ""
+    verb = "would be" if dry_run else "is"
     output.console.print(
-        f"{activation.generation} is live, sequence {activation.sequence}, "
+        f"{activation.generation} {verb} live, sequence {activation.sequence}, "
         f"before it {activation.previous or 'nothing'}{overruled}",
         markup=False,
     )

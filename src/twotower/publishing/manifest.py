@@ -64,6 +64,8 @@ class Window(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     from_day: str | None = None
     through_day: str | None = None
     cut_ms: int = 0
+    skipped: tuple[str, ...] = ()
+    """Days between that were left out by name."""
 
 
 class Trained(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

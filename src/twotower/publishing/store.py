@@ -139,13 +139,16 @@ class ModelStore:
             )
         return path
 
-    def activate(self, name: str, *, force: bool = False, reason: str = "") -> Activation:
+    def activate(
+        self, name: str, *, force: bool = False, reason: str = "", dry_run: bool = False
+    ) -> Activation:
         """Verify the generation `name` and make it live; nothing happens if it is live already.
 
         Args:
             name: A published generation.
             force: Activate it although gates refused it; the audit names them.
             reason: Why, for the audit.
+            dry_run: Check everything, change nothing, and return what would be live.
 
         Raises:
             GateRefused: a gate refused it, and `force` was not given.
@@ -154,12 +157,13 @@ class ModelStore:
         generation = self.open(name)
         forced = _refused_gates(generation, force)
         with self.activating():
-            return self._make_live(generation, "activate", forced, reason)
+            return self._make_live(generation, "activate", forced, reason, dry_run)
 
-    def roll_back(self, *, reason: str = "") -> Activation:
+    def roll_back(self, *, reason: str = "", dry_run: bool = False) -> Activation:
         """Make the generation live again that was live before the current one.
 
         Rolling back a roll-back therefore returns to where one was. The sequence number grows.
+        With `dry_run` everything is checked and nothing is changed.
 
         Raises:
             NotReady: nothing was live before, or it is there no more.
@@ -169,7 +173,8 @@ class ModelStore:
             last = self._last()
             if last is None or last.previous is None:
                 raise NotReady("no generation was live before the current one; nothing was changed")
-            return self._make_live(self.open(last.previous), "roll_back", [], reason)
+            previous = self.open(last.previous)
+            return self._make_live(previous, "roll_back", [], reason, dry_run)
 
     @contextlib.contextmanager
     def activating(self) -> Iterator[None]:
@@ -205,29 +210,34 @@ class ModelStore:
         return max(self.activations(), key=lambda record: record.sequence, default=None)
 
     def _make_live(
-        self, generation: Generation, action: Action, forced: list[str], reason: str
+        self,
+        generation: Generation,
+        action: Action,
+        forced: list[str],
+        reason: str,
+        dry_run: bool,
     ) -> Activation:
         last = self._last()
         self.at_step("activate.locked")
-        if last is not None:
+        if last is not None and not dry_run:
             append_audit(self.root, last)
-            if last.manifest == generation.digest and self._is_current(last):
-                return last
-        activation = write_current(
-            self.root,
-            Activation(
-                generation=generation.name,
-                sequence=1 + max((record.sequence for record in self.activations()), default=0),
-                activated_at=utc_text(self._clock()),
-                action=action,
-                previous=last.generation if last else None,
-                manifest=generation.digest,
-                forced=forced,
-                reason=reason,
-                by=f"uid {os.getuid()}",
-            ),
-            self._activation_step,
+        if last is not None and last.manifest == generation.digest and self._is_current(last):
+            return last
+        sequences = [record.sequence for record in [*self.activations(), *([last] if last else [])]]
+        activation = Activation(
+            generation=generation.name,
+            sequence=1 + max(sequences, default=0),
+            activated_at=utc_text(self._clock()),
+            action=action,
+            previous=last.generation if last else None,
+            manifest=generation.digest,
+            forced=forced,
+            reason=reason,
+            by=f"uid {os.getuid()}",
         )
+        if dry_run:
+            return activation
+        activation = write_current(self.root, activation, self._activation_step)
         append_audit(self.root, activation)
         self.at_step("activate.audit")
         return activation

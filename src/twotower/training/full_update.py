@@ -7,6 +7,7 @@ always a full generation, and each day's events are trained by exactly one full 
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -38,6 +39,7 @@ def run_full_update(
     progress: Progress = SILENT,
     keeper: PassKeeper | None = None,
     hold_out: HoldOutRule | None = None,
+    skip: Sequence[str] = (),
 ) -> Checkpoint:
     """Return the checkpoint that follows `parent` after the days up to `through`.
 
@@ -52,13 +54,15 @@ def run_full_update(
         keeper: saves the running pass and finds what was saved; None for neither.
         hold_out: how many positives are left for the next night, to judge this one by; None for
             none. What the parent held out is trained in any case.
+        skip: days before `through` that are left out for good, imported or not.
 
     Raises:
-        LineageError: the day was trained already, is not imported, or was not trained once.
+        LineageError: the day was trained already, is not imported, or was not trained once; or a
+            day before it is missing.
         ConfigError: the model's shapes changed.
     """
     check_shapes(parent.meta.model, model)
-    window = open_window(data, parent.meta.window, through)
+    window = open_window(data, parent.meta.window, through, skip)
     tables = EntityTables.of(data)
     state = copy.deepcopy(parent)
     state.meta = CheckpointMeta(

@@ -1,0 +1,159 @@
+"""Which days a night trains: nothing twice, nothing left out unseen, whatever came between."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import msgspec
+import pytest
+from typer.testing import CliRunner
+
+from toy import write_project
+from twotower.cli import app as cli
+from twotower.config import Project, load_project
+from twotower.data.days import ImportedData
+from twotower.data.importing import import_tables
+from twotower.errors import GateRefused, LineageError
+from twotower.nightly import plan_night, run_night
+from twotower.publishing.manifest import Manifest
+from twotower.publishing.store import ModelStore
+
+DAYS = ("2024-03-01", "2024-03-02", "2024-03-03", "2024-03-04")
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The toy project with its first day live; three more are imported."""
+    folder = tmp_path_factory.mktemp("lineage")
+    project = write_project(folder, num_days=4)
+    import_tables(project)
+    run_night(project)
+    return folder
+
+
+@pytest.fixture
+def project(template: Path, tmp_path: Path) -> Project:
+    return load_project(shutil.copytree(template, tmp_path / "project") / "twotower.toml")
+
+
+def live(project: Project) -> Manifest:
+    return ModelStore(project.data_path).open().manifest
+
+
+def positives(project: Project, *days: str) -> int:
+    data = ImportedData.open(project.data_path)
+    return sum(data.day_entry(day).positives for day in days)
+
+
+def drop_days(project: Project, *days: str) -> None:
+    """Import again, as if the log had nothing of these days."""
+    events = project.root / "events.csv"
+    first_s = 1_709_251_200
+    gone = {(int(day[-2:]) - 1) for day in days}
+    header, *lines = events.read_text().splitlines()
+    kept = [line for line in lines if (int(line.split(",")[2]) - first_s) // 86_400 not in gone]
+    events.write_text("\n".join([header, *kept]) + "\n")
+    import_tables(project)
+
+
+def refuse_everything(project: Project) -> Project:
+    gates = msgspec.structs.replace(project.publishing.gates, max_mean_cosine=0.0)
+    return msgspec.structs.replace(
+        project, publishing=msgspec.structs.replace(project.publishing, gates=gates)
+    )
+
+
+def test_a_refused_night_is_trained_with_the_next_one(project: Project) -> None:
+    before = live(project)
+    with pytest.raises(GateRefused):
+        run_night(refuse_everything(project), DAYS[1])
+    assert live(project) == before
+    run_night(project, DAYS[2])
+    after = live(project)
+    assert (after.parent, after.window.from_day, after.window.through_day) == (
+        before.name,
+        DAYS[1],
+        DAYS[2],
+    )
+    assert after.trained.rows == positives(project, DAYS[1], DAYS[2])
+    assert after.trained.distinct_event_ids == after.trained.rows
+
+
+def test_a_night_that_was_rolled_back_is_trained_with_the_next_one(project: Project) -> None:
+    parent = live(project)
+    run_night(project, DAYS[1])
+    rolled_back = live(project)
+    ModelStore(project.data_path).roll_back(reason="complaints")
+    assert plan_night(project).from_day == DAYS[1]
+    run_night(project, DAYS[2])
+    after = live(project)
+    assert (after.parent, after.window.from_day) == (parent.name, DAYS[1])
+    assert after.name not in (parent.name, rolled_back.name)
+    assert after.trained.rows == positives(project, DAYS[1], DAYS[2])
+
+
+def test_a_bad_day_is_left_out_by_name_and_for_good(project: Project) -> None:
+    run_night(project, DAYS[2], skip=[DAYS[1]])
+    after = live(project)
+    assert after.window.skipped == (DAYS[1],)
+    assert (after.window.from_day, after.trained.rows) == (DAYS[2], positives(project, DAYS[2]))
+    with pytest.raises(LineageError, match="trained already"):
+        run_night(project, DAYS[1])
+    assert plan_night(project).from_day == DAYS[3]
+
+
+def test_a_missing_day_is_a_gap_unless_it_is_skipped(project: Project) -> None:
+    drop_days(project, DAYS[1])
+    before = live(project)
+    message = f"no events of {DAYS[1]};.*live generation is unchanged.*--skip {DAYS[1]}"
+    for through in (None, DAYS[2], DAYS[3]):
+        with pytest.raises(LineageError, match=message):
+            run_night(project, through)
+    assert live(project) == before
+    run_night(project, skip=[DAYS[1]])
+    assert live(project).window.skipped == (DAYS[1],)
+    run_night(project)
+    assert (live(project).window.from_day, live(project).window.skipped) == (DAYS[3], ())
+
+
+def test_every_missing_day_is_named(project: Project) -> None:
+    drop_days(project, DAYS[1], DAYS[2])
+    with pytest.raises(LineageError, match=f"{DAYS[1]}, {DAYS[2]}") as refusal:
+        run_night(project, DAYS[3])
+    assert refusal.value.exit_code == 1
+
+
+@pytest.mark.parametrize("skip", [DAYS[0], DAYS[2], DAYS[3], "2024-02-01"])
+def test_only_a_day_of_the_window_before_its_last_can_be_skipped(
+    project: Project, skip: str
+) -> None:
+    with pytest.raises(LineageError, match="expected to skip days from"):
+        run_night(project, DAYS[2], skip=[skip])
+
+
+def test_a_day_is_trained_once(project: Project) -> None:
+    for through in (DAYS[0], "2024-02-28"):
+        with pytest.raises(LineageError, match=r"trained already|expected an imported day"):
+            run_night(project, through)
+
+
+@pytest.mark.parametrize(("zone", "what"), [("Asia/Tokyo", "overlap"), ("America/Lima", "a gap")])
+def test_days_that_do_not_join_at_the_cut_are_refused(
+    project: Project, zone: str, what: str
+) -> None:
+    moved = msgspec.structs.replace(project, time_zone=zone)
+    import_tables(moved)
+    with pytest.raises(LineageError, match=f"would .*{what}; was time_zone changed"):
+        run_night(moved, DAYS[1])
+
+
+def test_the_command_line_plans_and_skips(project: Project) -> None:
+    words = ["full", "--day", DAYS[2], "--config", str(project.path)]
+    planned = CliRunner().invoke(cli.app, [*words, "--dry-run", "--skip", DAYS[1]])
+    assert planned.exit_code == 0, planned.output
+    assert f"dry run: {DAYS[2]} to {DAYS[2]}, without {DAYS[1]}" in planned.stdout
+    assert live(project).window.through_day == DAYS[0]
+    done = CliRunner().invoke(cli.app, ["-q", *words, "--skip", DAYS[1]])
+    assert done.exit_code == 0, done.output
+    assert live(project).window.skipped == (DAYS[1],)
