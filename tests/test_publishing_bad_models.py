@@ -375,3 +375,24 @@ def test_full_exits_3_names_the_figures_and_leaves_what_is_live(
     assert "recall_not_below_live" in said
     assert store.open().name == live
     assert store.manifests()[store.names()[-1]].refused  # type: ignore[union-attr]
+
+
+def test_another_hold_out_is_another_pass(
+    lineage: Lineage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A killed night goes on only over the examples that it began with."""
+    keys: list[str] = []
+
+    def stop(path: Path, key: str, every_steps: int) -> None:
+        keys.append(key)
+        raise InterruptedError
+
+    monkeypatch.setattr("twotower.nightly.PassKeeper", stop)
+    for positives in (500, 500, 400):
+        gates = msgspec.structs.replace(
+            lineage.project.publishing.gates, holdout_positives=positives
+        )
+        publishing = msgspec.structs.replace(lineage.project.publishing, gates=gates)
+        with pytest.raises(InterruptedError):
+            run_night(msgspec.structs.replace(lineage.project, publishing=publishing))
+    assert keys[0] == keys[1] != keys[2]

@@ -23,6 +23,7 @@ from twotower.publishing import gates
 from twotower.publishing.gates import Gate, Measured, check_finite, default_gates
 from twotower.publishing.gates.ann_recall import AnnRecall
 from twotower.publishing.gates.corpus_kept import CorpusKept
+from twotower.publishing.gates.coverage import Coverage
 from twotower.publishing.gates.gate import Side
 from twotower.publishing.gates.not_collapsed import NotCollapsed, mean_pairwise_cosine
 from twotower.publishing.gates.towers_agree import TowersAgree
@@ -162,7 +163,7 @@ def bad_models(good: Measured) -> dict[str, Measured]:
             good, sides=(side(spec("Oslo", order=("shop", "city")), spec("Oslo")),)
         ),
         "a specification of another table": dataclasses.replace(
-            good, sides=(side(spec("Oslo"))._replace(num_feature_rows=93),)
+            good, sides=(side(spec("Oslo"), spec("Oslo"))._replace(num_feature_rows=93),)
         ),
         "embeddings of others": dataclasses.replace(
             good, sides=(side(spec("Oslo"))._replace(share_recognised=0.6),)
@@ -376,3 +377,11 @@ def test_a_window_of_two_days_is_counted_by_the_day(good: Measured) -> None:
 
 def test_a_list_is_at_most_a_tenth_of_the_corpus() -> None:
     assert [list_length(n) for n in (3, 57, 400, 1000, 7583)] == [1, 5, 40, 100, 100]
+
+
+def test_a_base_model_is_no_yardstick_for_coverage(good: Measured) -> None:
+    gate = Coverage.of(GateSettings())
+    narrowed = dataclasses.replace(good, coverage=0.05)
+    assert not gate.measure(narrowed).passed
+    after_base = dataclasses.replace(narrowed, parent=manifest_of(kind="base"))
+    assert gate.measure(after_base).passed
