@@ -23,9 +23,13 @@ class Coverage(Gate):
         return cls(settings.max_coverage_loss)
 
     def measure(self, measured: Measured) -> GateResult:
-        """Return the candidate's coverage; the bar is a share of the live generation's."""
+        """Return the candidate's coverage; the bar is a share of the live generation's.
+
+        A base model is no yardstick: it has seen no day, and a model with a popularity coordinate
+        rightly narrows its lists when it sees the first.
+        """
         live = measured.live_coverage
-        if live is None:
-            return at_least(self.name, measured.coverage, 0.0, "nothing to compare with")
+        if live is None or (measured.parent is not None and measured.parent.kind == "base"):
+            return at_least(self.name, measured.coverage, 0.0, "no full update to compare with")
         bar = (1 - self._max_loss) * live
         return at_least(self.name, measured.coverage, bar, f"live {live:.4f}, same users")
