@@ -369,6 +369,10 @@ def test_a_window_of_two_days_is_counted_by_the_day(good: Measured) -> None:
     two_days = dataclasses.replace(good, meta=meta(rows=900, through="2022-05-03"))
     assert gate.measure(two_days).measured == pytest.approx(0.55)
     assert gate.measure(good).measured == pytest.approx(0.1)
+    window = msgspec.structs.replace(two_days.meta.window, skipped=("2022-05-02", "2022-04-30"))
+    described = msgspec.structs.replace(two_days.meta, window=window)
+    skipped = dataclasses.replace(good, meta=described)
+    assert gate.measure(skipped).measured == pytest.approx(0.1)
     base = dataclasses.replace(good, meta=meta(rows=0, kind="base"))
     assert gate.measure(base).measured is None
     after_base = dataclasses.replace(good, parent=manifest_of(kind="base"))
