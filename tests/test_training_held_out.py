@@ -20,6 +20,7 @@ from twotower.errors import LineageError
 from twotower.training import full_update, held_out, training_pass
 from twotower.training.base_model import train_base_model
 from twotower.training.full_update import run_full_update
+from twotower.training.resume import PassKeeper, pass_key
 
 DAYS = ("2024-03-01", "2024-03-02", "2024-03-03", "2024-03-04")
 RULE = HoldOutRule(positives=40, max_share=0.5, min_positives=10)
@@ -40,7 +41,9 @@ class Lineage:
             training=self.project.training,
         )
 
-    def full(self, parent: Checkpoint, day: str, rule: HoldOutRule | None = RULE) -> Checkpoint:
+    def full(
+        self, parent: Checkpoint, day: str, rule: HoldOutRule | None = RULE, **named: Any
+    ) -> Checkpoint:
         return run_full_update(
             parent,
             self.data,
@@ -48,6 +51,7 @@ class Lineage:
             model=self.project.model,
             training=self.project.training,
             hold_out=rule,
+            **named,
         )
 
     def positives(self, day: str) -> npt.NDArray[np.uint64]:
@@ -247,3 +251,34 @@ def test_what_is_trained_does_not_depend_on_what_is_held_out(
         if not np.array_equal(values, expected[name]):
             changed.append(name.partition(".")[0])
     assert set(changed) == {"user_state", "held_out"}
+
+
+class _Stopping:
+    """Progress of a run that is killed after some steps."""
+
+    def __init__(self, steps: int) -> None:
+        self._left = steps
+
+    def begin(self, task: str, total: int | None = None, unit: str = "examples") -> None:
+        pass
+
+    def advance(self, count: int = 1, **figures: float) -> None:
+        self._left -= 1
+        if self._left < 0:
+            raise InterruptedError
+
+    def end(self) -> None:
+        pass
+
+
+def test_a_killed_night_goes_on_with_what_it_carried_and_withheld(
+    lineage: Lineage, first: Checkpoint, tmp_path: Path
+) -> None:
+    keeper = PassKeeper(tmp_path / "pass", pass_key(first, DAYS[1], RULE), every_steps=1)
+    with pytest.raises(InterruptedError):
+        lineage.full(first, DAYS[1], keeper=keeper, progress=_Stopping(4))
+    found = lineage.full(first, DAYS[1], keeper=keeper)
+    expected = lineage.full(first, DAYS[1])
+    for name, values in found.arrays().items():
+        np.testing.assert_array_equal(values, expected.arrays()[name], err_msg=name)
+    assert found.meta.trained.digest == expected.meta.trained.digest
