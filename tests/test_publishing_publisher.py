@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tiny_checkpoint import CUT_MS, external_ids, replace_table, tiny_checkpoint
-from twotower.checkpoint import Checkpoint
+from twotower.checkpoint import Checkpoint, Turnover
 from twotower.data.ids import IdKind
 from twotower.errors import DataError, GateRefused
 from twotower.index import VectorIndex, build_index, open_index
@@ -83,7 +83,8 @@ def test_the_index_holds_the_corpus_under_item_positions(store: ModelStore) -> N
 
 
 def test_the_manifest_says_what_was_trained_and_measured(store: ModelStore) -> None:
-    checkpoint = tiny_checkpoint(seed=3)
+    turnover = Turnover(admitted_users=4, admitted_items=5, evicted_users=6, evicted_items=7)
+    checkpoint = tiny_checkpoint(seed=3).replace_meta(turnover=turnover)
     generation = publish(
         checkpoint, store, index=INDEX, metrics={"recall_at_50": 0.3, "undefined": float("nan")}
     )
@@ -93,7 +94,8 @@ def test_the_manifest_says_what_was_trained_and_measured(store: ModelStore) -> N
     assert manifest.window.cut_ms == CUT_MS
     assert (manifest.kind, manifest.seed, manifest.vector_dim) == ("full", 3, 8)
     assert manifest.counts == {
-        "users": 12, "items": 60, "corpus": 57, "user_rows": 11, "item_rows": 59
+        "users": 12, "items": 60, "corpus": 57, "user_rows": 11, "item_rows": 59,
+        "admitted_users": 4, "admitted_items": 5, "evicted_users": 6, "evicted_items": 7,
     }  # fmt: skip
     assert manifest.metrics == {"recall_at_50": 0.3}
     assert manifest.index.engine == "exact"

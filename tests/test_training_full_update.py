@@ -6,7 +6,6 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 import pytest
-import torch
 
 from toy import NUM_ITEMS, NUM_USERS, group_of, write_project
 from twotower.checkpoint import Checkpoint, Trained
@@ -15,6 +14,7 @@ from twotower.data.days import ImportedData, event_digest, exact_shuffle
 from twotower.data.importing import import_tables
 from twotower.errors import ConfigError, LineageError
 from twotower.model.settings import ModelSettings
+from twotower.publishing.trainer_vectors import trainer_item_vectors, trainer_user_vectors
 from twotower.training import training_pass
 from twotower.training.base_model import train_base_model
 from twotower.training.full_update import run_full_update
@@ -66,24 +66,18 @@ def lineage(tmp_path_factory: pytest.TempPathFactory) -> Lineage:
 
 def own_group_share(state: Checkpoint) -> float:
     """Share of the ten best items that are of the user's own group; a quarter by chance."""
-    rows = torch.from_numpy(state.users.rows)
-    from twotower.model.towers import Features, History
+    return own_group_shares(state, np.arange(NUM_USERS), np.arange(NUM_ITEMS))
 
-    def features(profiles: object) -> Features:
-        categorical, numeric, multi = (torch.from_numpy(part) for part in profiles)  # type: ignore[attr-defined]
-        return Features(categorical.long(), numeric, multi.long())
 
-    recent = state.user_state.recent
-    history = History(
-        torch.from_numpy(state.items.rows[recent.values]), torch.from_numpy(recent.offsets[:-1])
-    )
-    users, _ = state.model.encode_users(rows, features(state.user_profiles), history)
-    items, _ = state.model.encode_items(
-        torch.from_numpy(state.items.rows), features(state.item_profiles)
-    )
-    best = (users @ items.T).topk(10).indices.numpy()
-    item_groups = np.array([group_of(item) for item in state.items.decode(range(NUM_ITEMS))])
-    user_groups = np.array([group_of(user) for user in state.users.decode(range(NUM_USERS))])
+def own_group_shares(
+    state: Checkpoint, users: npt.NDArray[np.int64], items: npt.NDArray[np.int64]
+) -> float:
+    """The same for some users, among some items only; both are positions."""
+    user_vectors = trainer_user_vectors(state, users)
+    item_vectors = trainer_item_vectors(state, items)
+    best = np.argsort(-user_vectors @ item_vectors.T, axis=1)[:, :10]
+    item_groups = np.array([group_of(item) for item in state.items.decode(items)])
+    user_groups = np.array([group_of(user) for user in state.users.decode(users)])
     return float((item_groups[best] == user_groups[:, None]).mean())
 
 

@@ -30,7 +30,15 @@ from twotower.model.settings import ModelSettings
 from twotower.model.towers import FeatureShape, TwoTower
 from twotower.training.settings import TrainingSettings
 
-__all__ = ["FORMAT_VERSION", "Checkpoint", "CheckpointMeta", "Trained", "Window", "feature_shape"]
+__all__ = [
+    "FORMAT_VERSION",
+    "Checkpoint",
+    "CheckpointMeta",
+    "Trained",
+    "Turnover",
+    "Window",
+    "feature_shape",
+]
 
 FORMAT_VERSION: Final = 2
 _META, _ARRAYS = "checkpoint.json", "arrays.safetensors"
@@ -72,6 +80,15 @@ class Trained(msgspec.Struct, frozen=True, kw_only=True):
     """Held out by the parent, trained now."""
 
 
+class Turnover(msgspec.Struct, frozen=True, kw_only=True):
+    """How many IDs earned or lost an embedding row of their own in this run."""
+
+    admitted_users: int = 0
+    admitted_items: int = 0
+    evicted_users: int = 0
+    evicted_items: int = 0
+
+
 class CheckpointMeta(msgspec.Struct, frozen=True, kw_only=True):
     """What a checkpoint is."""
 
@@ -82,6 +99,7 @@ class CheckpointMeta(msgspec.Struct, frozen=True, kw_only=True):
     training: TrainingSettings
     parent: str | None = None
     """Name of the full generation that the run started from."""
+    turnover: Turnover = Turnover()
     format_version: int = FORMAT_VERSION
 
 

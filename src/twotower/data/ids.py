@@ -147,6 +147,27 @@ class IdMap:
         self.num_rows += len(newly)
         return rows
 
+    def evict(self, before_day: int) -> tuple[IntArray, int]:
+        """Take the rows of IDs last seen before `before_day`, and close the gaps they leave.
+
+        The IDs stay known and keep their positions; they share the unknown-ID row again and are
+        counted anew. The other rows move together, in their order.
+
+        Returns:
+            The rows that stay, in their new order, row 0 first: `int64[num_rows]`, for the caller
+            to pick from the embedding tables; and the number of IDs that lost theirs.
+        """
+        evicted = (self.rows != UNKNOWN_ROW) & (self.last_seen_day < before_day)
+        gone = self.rows[evicted]
+        self.rows[evicted] = UNKNOWN_ROW
+        self.counts[evicted] = 0
+        kept = np.delete(np.arange(self.num_rows, dtype=np.int64), gone)
+        renumbered = np.zeros(self.num_rows, np.int64)
+        renumbered[kept] = np.arange(len(kept))
+        self.rows = renumbered[self.rows]
+        self.num_rows = len(kept)
+        return kept, len(gone)
+
     def decode(self, positions: IntArray | Sequence[int]) -> list[Id]:
         """Return the external IDs at `positions`."""
         return decode_ids(self.ids[np.asarray(positions, dtype=np.int64)])

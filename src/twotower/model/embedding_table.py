@@ -80,6 +80,12 @@ class EmbeddingTable:
         self.weight = torch.cat([self.weight, self.weight[sources]])
         self.accumulator = torch.cat([self.accumulator, torch.zeros(len(sources))])
 
+    def keep(self, rows: npt.NDArray[np.int64]) -> None:
+        """Keep `rows` only, with their accumulators, in the order given."""
+        kept = torch.from_numpy(rows)
+        self.weight = self.weight[kept]
+        self.accumulator = self.accumulator[kept]
+
     def lookup(self, rows: Tensor) -> Lookup:
         """Gather `rows` for one step."""
         return Lookup(self, rows)

@@ -148,7 +148,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     history_pooling: HistoryPooling = "mean"
     """How: their rows' sum divided by their number, or by its square root."""
     counts: dict[str, int]
-    """users, items, corpus, user_rows, item_rows."""
+    """users, items, corpus, user_rows, item_rows; IDs that earned or lost a row in this run:
+    admitted_users, admitted_items, evicted_users, evicted_items."""
     index: IndexEntry
     metrics: dict[str, float] = {}
     gates: list[GateResult] = []

@@ -173,6 +173,7 @@ def _manifest(
             "corpus": len(checkpoint.corpus),
             "user_rows": checkpoint.users.num_rows,
             "item_rows": checkpoint.items.num_rows,
+            **msgspec.to_builtins(meta.turnover),
         },
         index=IndexEntry(
             engine=built.engine,

@@ -9,19 +9,20 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 
+import msgspec
 import numpy as np
 
-from twotower.checkpoint import Checkpoint, CheckpointMeta
+from twotower.checkpoint import Checkpoint, CheckpointMeta, Turnover
 from twotower.data.days import ImportedData
 from twotower.data.examples import Examples, build_examples
 from twotower.data.held_out import HoldOutRule
 from twotower.data.schema import IntArray
 from twotower.model.settings import ModelSettings
 from twotower.progress import SILENT, Progress
-from twotower.training.growth import EntityTables, admit, learn, refresh_profiles
+from twotower.training.growth import EntityTables, admit, evict, learn, refresh_profiles
 from twotower.training.held_out import Division, check_division, divide
 from twotower.training.resume import PassKeeper
-from twotower.training.settings import TrainingSettings
+from twotower.training.settings import AdmissionSettings, TrainingSettings
 from twotower.training.training_pass import run_pass
 from twotower.training.window import WindowEvents, check_shapes, day_number, open_window
 
@@ -77,7 +78,7 @@ def run_full_update(
     users, items = learn(state, tables, events.user_id, events.item_id, window.start_ms)
     division = divide(state, _examples(state, window, users, items), window, hold_out)
     examples = division.examples
-    admit(state, examples.user, examples.item, day_number(through), training.admission)
+    turnover = _turn_over(state, examples, day_number(through), training.admission)
     for table in state.model.tables.values():
         table.decay(training.accumulator_decay)
     trained = run_pass(
@@ -94,7 +95,18 @@ def run_full_update(
     trained = check_division(trained, division, window)
     _advance(state, window, users, items, division)
     refresh_profiles(state, tables, window.window.cut_ms)
-    return state.replace_meta(window=window.window, trained=trained)
+    return state.replace_meta(window=window.window, trained=trained, turnover=turnover)
+
+
+def _turn_over(
+    state: Checkpoint, examples: Examples, day: int, admission: AdmissionSettings
+) -> Turnover:
+    """Give rows to the IDs that have earned them and free those of IDs unseen for long."""
+    admitted = admit(state, examples.user, examples.item, day, admission)
+    evicted = evict(state, day, admission.evict_after_days)
+    return msgspec.structs.replace(
+        admitted, evicted_users=evicted.evicted_users, evicted_items=evicted.evicted_items
+    )
 
 
 def _examples(

@@ -1,6 +1,7 @@
 """What a lineage learns to know before it trains: new IDs, new feature values, new profiles.
 
-Positions, rows and feature rows are only ever appended, so nothing that was trained moves.
+Positions and feature rows are only ever appended, so nothing that was trained moves; embedding
+rows of IDs that were not seen for long are freed, and then the rest moves together.
 Legend: `N` users or items, `n` events.
 """
 
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from twotower.checkpoint import Checkpoint
+from twotower.checkpoint import Checkpoint, Turnover
 from twotower.data.days import ImportedData
 from twotower.data.features import FeatureSpec
 from twotower.data.ids import UNKNOWN_ROW, IdMap
@@ -21,7 +22,7 @@ from twotower.training.settings import AdmissionSettings
 if TYPE_CHECKING:
     import polars as pl
 
-__all__ = ["EntityTables", "admit", "encode_profiles", "learn", "refresh_profiles"]
+__all__ = ["EntityTables", "admit", "encode_profiles", "evict", "learn", "refresh_profiles"]
 
 
 class EntityTables(NamedTuple):
@@ -112,7 +113,7 @@ def encode_profiles(
 
 def admit(
     state: Checkpoint, users: IntArray, items: IntArray, day: int, admission: AdmissionSettings
-) -> None:
+) -> Turnover:
     """Count occurrences and give rows of their own to the IDs that have earned them.
 
     A new row starts as a copy of the trained unknown-ID row, with an accumulator of zero.
@@ -135,3 +136,25 @@ def admit(
     }
     for table, num_new in copies.items():
         state.model.tables[table].grow(np.full(num_new, UNKNOWN_ROW, np.int64))
+    return Turnover(admitted_users=len(new_users), admitted_items=len(new_items))
+
+
+def evict(state: Checkpoint, day: int, evict_after_days: int) -> Turnover:
+    """Free the rows of IDs without an example for `evict_after_days` days before `day`.
+
+    Only full updates call it, after `admit` has noted who was seen: a row that a delta may name
+    never disappears within the day. Tables, accumulators and row numbers change together.
+
+    Args:
+        state: changed in place; positions, and all that is by position, stay.
+        day: days since 1970, the last one trained.
+        evict_after_days: 0 evicts nobody.
+    """
+    if not evict_after_days:
+        return Turnover()
+    user_rows, num_users = state.users.evict(day - evict_after_days)
+    item_rows, num_items = state.items.evict(day - evict_after_days)
+    kept = {"user_id": user_rows, "item_id": item_rows, "history": item_rows}
+    for table, rows in kept.items():
+        state.model.tables[table].keep(rows)
+    return Turnover(evicted_users=num_users, evicted_items=num_items)

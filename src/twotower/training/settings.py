@@ -57,12 +57,14 @@ class IdDropoutSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
 
 
 class AdmissionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How often an ID must have been an example before it earns a row of its own."""
+    """When an ID earns an embedding row of its own, and when it loses it again."""
 
     user_min_occurrences: PositiveInt = 1
     """Examples before a user has a row; until then the unknown-ID row stands in."""
     item_min_occurrences: PositiveInt = 1
     """The same for items."""
+    evict_after_days: NonNegativeInt = 0
+    """Days without an example after which a full update frees an ID's row; 0 keeps all rows."""
 
 
 class PassSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
