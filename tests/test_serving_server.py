@@ -225,6 +225,18 @@ def test_a_damaged_generation_is_never_served(
         assert served == {"g-000001", "g-000002"}
 
 
+def test_a_generation_that_is_live_again_has_the_new_sequence(
+    store: ModelStore, tmp_path: Path
+) -> None:
+    with running_server(write_project(tmp_path)) as server:
+        with frozen(server.worker_pids()):  # the worker sees no more than the last of both
+            store.activate("g-000002", force=True)
+            back = store.roll_back()
+        server.wait_ready(back.sequence)
+        answer = server.ask("POST", "/v1/retrieve", {"user_id": USERS[0]}).json()
+        assert (answer["generation"], answer["sequence"]) == ("g-000001", 3)
+
+
 def test_it_may_start_before_anything_is_published(tmp_path: Path) -> None:
     store = ModelStore(tmp_path / "twotower-data")
     with running_server(write_project(tmp_path), wait=False) as server:
