@@ -2,9 +2,9 @@
 
     python benchmarks/bench_demo.py --json bench-demo.json
 
-Trains each variant with three seeds (`--quick`: one; the `_shown` ones: one), scores 26 April to 8 May night by night, and
-reports means over seeds with their spread, and ratios with intervals clustered by user. Needs
-about 10 minutes and 2 cores; nothing is tuned here.
+Trains each variant with three seeds (`--quick`: one; those with shown history: always one), scores
+26 April to 8 May night by night, and reports means over seeds with their spread, and ratios with
+intervals clustered by user. Needs about 15 minutes and 2 cores; nothing is tuned here.
 """
 
 from __future__ import annotations
