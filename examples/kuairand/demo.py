@@ -24,6 +24,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from twotower.cli.gates import gates_table
 from twotower.cli.output import configure, show_progress
 from twotower.config import Project
 from twotower.data.days import ImportedData
@@ -91,6 +92,7 @@ def main() -> None:
         wait_for(worker)
         variants, _ = score.load(others)
     models: dict[str, score.Days] = {"two_tower": days, **variants, **baselines}
+    show_gates(ModelStore(project.data_path).open())
     show_days(models)
     show_summary(models)
     show_segments(segments)
@@ -162,6 +164,12 @@ def show_nights(
                 f"{night.evaluation.means()['recall_at_50']:.3f}"
             )
     return days, manifests, segments
+
+
+def show_gates(generation: Generation) -> None:
+    """Print what the last generation was judged by before it became live."""
+    console.print(f"\nThe gates of {generation.name}, measured on the staged files:")
+    console.print(gates_table(generation.manifest, with_details=False))
 
 
 def show_days(models: Mapping[str, score.Days]) -> None:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 __all__ = ["gates_table"]
 
 
-def gates_table(manifest: Manifest) -> Table:
+def gates_table(manifest: Manifest, *, with_details: bool = True) -> Table:
     """Return every gate's figure, its bar and its verdict."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Column, Table
@@ -22,13 +22,14 @@ def gates_table(manifest: Manifest) -> Table:
         Column("measured", no_wrap=True),
         Column("needs", no_wrap=True),
         Column("verdict", min_width=8),
-        Column("detail"),
+        *([Column("detail")] if with_details else []),
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
     for result in manifest.gates:
         measured = "" if result.measured is None else f"{result.measured:.4g}"
-        table.add_row(result.gate, measured, result.needs, _verdict(result), result.detail)
+        cells = (result.gate, measured, result.needs, _verdict(result))
+        table.add_row(*cells, *([result.detail] if with_details else []))
     return table
 
 
