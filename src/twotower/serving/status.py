@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-__all__ = ["Check", "Readiness", "WorkerState", "WorkerStatus", "readiness"]
+__all__ = ["Check", "Readiness", "ServedByWorker", "WorkerState", "WorkerStatus", "readiness"]
 
 WorkerState = Literal["starting", "serving", "draining", "restarting"]
 

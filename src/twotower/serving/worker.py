@@ -33,6 +33,7 @@ from twotower.serving.status import WorkerState, WorkerStatus
 __all__ = ["Worker"]
 
 _LOGGER: Final = logging.getLogger("twotower")
+_BACKLOG: Final = 2048
 _SWITCH_INTERVAL_S: Final = 0.0005
 """How long the loading thread may keep the interpreter; Python's 5 ms show in the tail."""
 
@@ -145,9 +146,6 @@ class Worker:
                 cut_s=served.manifest.window.cut_ms / 1000,
             )
         )
-
-
-_BACKLOG: Final = 2048
 
 
 class _Server(uvicorn.Server):
