@@ -6,6 +6,7 @@ number theirs differently. Legend: `n` probe users, `k` items of a list, `R` row
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 import msgspec
@@ -112,7 +113,7 @@ def _relation(first: Manifest, second: Manifest) -> str:
     return "neither was trained from the other"
 
 
-def _figures(manifest: Manifest) -> dict[str, float]:
+def _figures(manifest: Manifest) -> Mapping[str, float | None]:
     trained, index = manifest.trained, manifest.index
     figures: dict[str, float | None] = {
         "trained events": trained.rows,
@@ -129,11 +130,11 @@ def _figures(manifest: Manifest) -> dict[str, float]:
     return {name: value for name, value in figures.items() if value is not None}
 
 
-def _gates(manifest: Manifest) -> dict[str, float]:
+def _gates(manifest: Manifest) -> dict[str, float | None]:
     return {r.gate: r.measured for r in manifest.gates if r.measured is not None}
 
 
-def _paired(first: dict[str, float], second: dict[str, float]) -> list[Figure]:
+def _paired(first: Mapping[str, float | None], second: Mapping[str, float | None]) -> list[Figure]:
     names = [*first, *(name for name in second if name not in first)]
     return [Figure(name, first.get(name), second.get(name)) for name in names]
 
