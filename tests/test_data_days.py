@@ -23,7 +23,16 @@ LOG = pl.DataFrame(
         "item": [3, 1, 2, 3, 9],
         "t": [START_MS + 5, START_MS, START_MS + 5, START_MS + DAY_MS, START_MS + DAY_MS - 1],
         "clicked": [1, 0, 1, 0, 1],
-        "stage": ["ranked", None, "retrieved", "ranked", "ranked"],
+        "stage": ["", None, "shown", " ", None],
+    }
+)
+ELIMINATED = pl.DataFrame(
+    {
+        "user": ["bob", "ann", "ann", "bob"],
+        "item": [2, 7, 2, 3],
+        "t": [START_MS + 9, START_MS + 8, START_MS + 5, START_MS - 1],
+        "clicked": [None, 0, None, None],
+        "stage": ["rank", "prerank ", "rank", "rank"],
     }
 )
 
@@ -35,6 +44,7 @@ def project_of(root: Path, stage: str | None = None) -> Project:
         time=TimeColumn(column="t", unit="ms"),
         outcome=OutcomeColumn(column="clicked"),
         stage=stage,
+        shown_stages=("shown",),
     )
     return Project(config_version=1, events=events, path=root / "twotower.toml")
 
@@ -42,7 +52,7 @@ def project_of(root: Path, stage: str | None = None) -> Project:
 @pytest.fixture
 def data(tmp_path: Path) -> ImportedData:
     project = project_of(tmp_path, stage="stage")
-    import_tables(project, events=LOG)
+    import_tables(project, events=pl.concat([ELIMINATED, LOG]))
     return ImportedData.open(project.data_path)
 
 
@@ -68,8 +78,7 @@ def test_the_arrays_have_the_types_of_the_contract(data: ImportedData) -> None:
     assert set(day.user_id.tolist()) == {b"ann", b"bob", "été".encode()}
     assert day.item_id.dtype == np.int64
     assert day.outcome.dtype == np.bool_
-    assert day.stage is not None
-    assert day.stage[0] == ""  # bob's first event has none
+    assert day.stage is None
 
 
 def test_rows_stay_together(data: ImportedData) -> None:
@@ -81,10 +90,34 @@ def test_rows_stay_together(data: ImportedData) -> None:
     assert set(found) <= known
 
 
-def test_a_stage_is_there_only_where_it_is_configured(tmp_path: Path) -> None:
+def test_eliminated_candidates_are_no_impressions(data: ImportedData) -> None:
+    day, eliminated = data.day("2022-04-25"), data.eliminated("2022-04-25")
+    assert eliminated is not None
+    assert eliminated.stage is not None
+    found = zip(
+        eliminated.user_id.tolist(),
+        eliminated.item_id.tolist(),
+        eliminated.event_time_ms.tolist(),
+        eliminated.stage.tolist(),
+        strict=True,
+    )
+    assert list(found) == [
+        (b"ann", 2, START_MS + 5, "rank"),
+        (b"ann", 7, START_MS + 8, "prerank"),
+        (b"bob", 2, START_MS + 9, "rank"),
+    ]
+    assert not eliminated.outcome.any()
+    assert not set(eliminated.event_id.tolist()) & set(day.event_id.tolist())
+    assert data.day_entry("2022-04-25").eliminated == 3
+    assert data.eliminated("2022-04-26") is None
+
+
+def test_without_a_stage_column_nothing_is_eliminated(tmp_path: Path) -> None:
     project = project_of(tmp_path)
     import_tables(project, events=LOG)
-    assert ImportedData.open(project.data_path).day("2022-04-25").stage is None
+    data = ImportedData.open(project.data_path)
+    assert data.eliminated("2022-04-25") is None
+    assert len(data.day("2022-04-25")) == 4
 
 
 def test_the_entry_of_a_day_agrees_with_its_rows(data: ImportedData) -> None:
@@ -184,4 +217,13 @@ def test_the_manifest_is_plain_json(data: ImportedData) -> None:
     manifest = msgspec.json.decode((data.folder / "import.json").read_bytes())
     assert manifest["format_version"] == 1
     assert manifest["report"]["events"]["rows"] == 5
-    assert set(manifest["files"]) == {"days/2022-04-25.parquet", "days/2022-04-26.parquet"}
+    events = manifest["report"]["events"]
+    assert events["eliminated"] == 3
+    assert events["eliminated_at"] == {"rank": 2, "prerank": 1}
+    assert events["rows_read"] == 9  # the candidate of a day without impressions is rejected
+    assert [reason["rows"] for reason in events["rejected"]] == [1]
+    assert set(manifest["files"]) == {
+        "days/2022-04-25.parquet",
+        "days/2022-04-26.parquet",
+        "eliminated/2022-04-25.parquet",
+    }

@@ -479,6 +479,39 @@ def test_importing_twice_changes_nothing(tmp_path: Path) -> None:
     }
 
 
+STAGED = "user,item,t,clicked,stage\n" + "".join(
+    f"{row}\n"
+    for row in (
+        f"1,10,{START_MS},1,",
+        f"2,11,{START_MS + 1000},0,shown",
+        f"1,12,{START_MS + 2000},,rank",
+        f"2,12,{START_MS + 3000},1,rank",
+    )
+)
+
+
+def test_a_clicked_row_that_was_never_shown_is_rejected(tmp_path: Path) -> None:
+    report = run(tmp_path, STAGED, stage="stage", shown_stages=("shown",))
+    events = report.events
+    assert (events.rows, events.positives, events.eliminated) == (2, 1, 1)
+    (rejection,) = events.rejected
+    assert rejection.reason == "stage says that it was not shown, but its outcome is 1"
+    assert rejection.sample[0].line == 5
+    assert "1 rows are candidates that were eliminated" in report.notes[0]
+
+
+def test_a_log_of_positives_may_hold_eliminated_candidates(tmp_path: Path) -> None:
+    report = run(tmp_path, STAGED, stage="stage", shown_stages=("shown",), outcome=None)
+    assert (report.events.rows, report.events.positives, report.events.eliminated) == (2, 2, 2)
+
+
+def test_a_log_in_which_nothing_was_shown_names_the_setting(tmp_path: Path) -> None:
+    text = STAGED.replace(",1,\n", ",1,shown\n")
+    assert "name the values that mean shown in $.events.shown_stages" in refusal(
+        tmp_path, text, stage="stage", outcome=None
+    )
+
+
 def test_the_order_of_rows_does_not_matter(tmp_path: Path) -> None:
     first = run(tmp_path, GOOD)
     lines = GOOD.strip().split("\n")

@@ -142,22 +142,19 @@ class ImportedData:
         return self.manifest.days[day]
 
     def day_frame(self, day: str) -> pl.DataFrame:
-        """Return a day as a polars frame with the columns `EVENT_COLUMNS`."""
+        """Return a day's impressions as a polars frame with the columns `EVENT_COLUMNS`."""
         self.day_entry(day)
         return self._read(f"days/{day}.parquet")
 
     def day(self, day: str) -> DayEvents:
-        """Return a day as numpy arrays, sorted by time and then event ID."""
-        frame = self.day_frame(day)
-        stage = frame["stage"].fill_null("").to_list() if "stage" in frame.columns else None
-        return DayEvents(
-            event_id=frame["event_id"].to_numpy(),
-            user_id=id_array(frame["user_id"]),
-            item_id=id_array(frame["item_id"]),
-            event_time_ms=frame["event_time_ms"].to_numpy(),
-            outcome=frame["outcome"].to_numpy().astype(np.bool_),
-            stage=None if stage is None else np.array(stage, dtype=np.str_),
-        )
+        """Return a day's impressions as numpy arrays, sorted by time and then event ID."""
+        return _as_events(self.day_frame(day))
+
+    def eliminated(self, day: str) -> DayEvents | None:
+        """Return the candidates that a stage eliminated that day, None where there are none."""
+        self.day_entry(day)
+        frame = self._read_optional(f"eliminated/{day}.parquet")
+        return None if frame is None else _as_events(frame)
 
     def users(self) -> pl.DataFrame | None:
         """Return the users' table: `user_id`, the features by name, the display columns."""
@@ -197,6 +194,18 @@ class ImportedData:
             raise NotReady(
                 f"{self.folder / name} is gone: a later import replaced it; open the data again"
             ) from None
+
+
+def _as_events(frame: pl.DataFrame) -> DayEvents:
+    stage = frame["stage"].to_list() if "stage" in frame.columns else None
+    return DayEvents(
+        event_id=frame["event_id"].to_numpy(),
+        user_id=id_array(frame["user_id"]),
+        item_id=id_array(frame["item_id"]),
+        event_time_ms=frame["event_time_ms"].to_numpy(),
+        outcome=frame["outcome"].to_numpy().astype(np.bool_),
+        stage=None if stage is None else np.array(stage, dtype=np.str_),
+    )
 
 
 def read_manifest(imported: Path) -> ImportManifest | None:

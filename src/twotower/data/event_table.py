@@ -70,8 +70,22 @@ def read_events(sources: Sources, source: EventSource, zone: str, now_ms: int) -
     duplicates = len(everything) - len(kept)
     conflicting = len(everything.unique()) - len(kept) if duplicates and source.event_id else 0
     _refuse_no_positives(kept, source)
-    times = everything.select("day", "event_time_ms")
+    kept, orphans = _without_orphans(kept)
+    rejections += orphans
+    times = everything.join(kept.select("day").unique(), on="day", how="semi")
+    times = times.select("day", "event_time_ms")
     return EventTable(kept, times, tuple(files), rejections, duplicates, conflicting)
+
+
+def _without_orphans(events: pl.DataFrame) -> tuple[pl.DataFrame, list[Rejection]]:
+    """Leave out eliminated candidates of days without an impression: they make no day."""
+    if "stage" not in events.columns:
+        return events, []
+    days = events.filter(pl.col("stage").is_null()).select("day").unique()
+    kept = events.join(days, on="day", how="semi", maintain_order="left")
+    num_orphans = len(events) - len(kept)
+    reason = "stage says that it was not shown, and nothing was shown on its day"
+    return kept, [Rejection(reason=reason, rows=num_orphans, sample=())] if num_orphans else []
 
 
 def _typed(
@@ -90,10 +104,22 @@ def _typed(
         "outcome": _outcome_column(frame, source),
         "day": day_text(frame[source.day]) if source.day else local_day(times, zone),
     }
-    if source.stage:
-        columns["stage"] = frame[source.stage].cast(pl.String)
     typed = pl.DataFrame(columns)
+    if source.stage:
+        typed = _with_stage(typed, frame[source.stage], source)
     return typed, _reasons(frame, typed, source, now_ms)
+
+
+def _with_stage(typed: pl.DataFrame, stage: pl.Series, source: EventSource) -> pl.DataFrame:
+    """Add the stage that eliminated a row, null where it was shown; such a row needs no outcome."""
+    text = stage.cast(pl.String).str.strip_chars()
+    text = text.set(text.is_in(["", *source.shown_stages]), None)
+    outcome = pl.col("outcome") if source.outcome else pl.lit(0, pl.UInt8)
+    return typed.with_columns(stage=text).with_columns(
+        outcome=pl.when(pl.col("stage").is_null())
+        .then(pl.col("outcome"))
+        .otherwise(outcome.fill_null(0))
+    )
 
 
 def _outcome_column(frame: pl.DataFrame, source: EventSource) -> pl.Series:
@@ -119,6 +145,9 @@ def _reasons(
         (pl.col("day").is_null(), "day is neither 20220425 nor 2022-04-25"),
         (pl.col("outcome").is_null(), _outcome_reason(source)),
     ]
+    if source.stage:
+        was_eliminated = pl.col("stage").is_not_null() & (pl.col("outcome") == 1)
+        rules.append((was_eliminated, "stage says that it was not shown, but its outcome is 1"))
     if source.event_id:
         rules.append((pl.lit(id_text(frame[source.event_id]).is_null()), "event ID is empty"))
     verdicts = [pl.when(rule).then(pl.lit(reason)) for rule, reason in rules]
@@ -147,8 +176,14 @@ def _refuse_empty(frame: pl.DataFrame, num_read: int, rejections: list[Rejection
 
 
 def _refuse_no_positives(frame: pl.DataFrame, source: EventSource) -> None:
-    if source.outcome is None or frame["outcome"].sum():
+    if frame["outcome"].sum():
         return
+    if source.outcome is None:
+        raise DataError(
+            f"the column '{source.stage}' says of all {len(frame):,} events that they were never "
+            "shown, so there is nothing to learn from; name the values that mean shown in "
+            "$.events.shown_stages; nothing was written"
+        )
     raise DataError(
         f"the outcome '{source.outcome.column}' is 0 in all {len(frame):,} events, so there is "
         "nothing to learn from; check $.events.outcome (column, threshold, values); "

@@ -52,7 +52,7 @@ class Rejection(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EventReport(msgspec.Struct, frozen=True, kw_only=True):
-    """The log. rows_read = rows + duplicates + the rows of `rejected`."""
+    """The log. rows_read = rows + eliminated + duplicates + the rows of `rejected`."""
 
     files: tuple[FileReport, ...]
     rows_read: int
@@ -62,6 +62,7 @@ class EventReport(msgspec.Struct, frozen=True, kw_only=True):
     """Of these, rows whose typed content differs from the row that was kept."""
     rejected: tuple[Rejection, ...]
     rows: int
+    """Impressions."""
     positives: int
     users: int
     items: int
@@ -71,6 +72,10 @@ class EventReport(msgspec.Struct, frozen=True, kw_only=True):
     """How far at most."""
     after_day_rows: int = 0
     after_day_minutes: int = 0
+    eliminated: int = 0
+    """Candidates that a stage eliminated before they were shown."""
+    eliminated_at: dict[str, int] = {}
+    """How many by stage; the most frequent stages."""
 
 
 class FeatureReport(msgspec.Struct, frozen=True, kw_only=True):

@@ -4,6 +4,7 @@
 <data_dir>/imported/CURRENT              name of the live version, replaced by one atomic rename
 <data_dir>/imported/<digest>/import.json
                             /days/2022-04-25.parquet  users.parquet  items.parquet  history.parquet
+                            /eliminated/2022-04-25.parquet
 ```
 
 A version is written aside, every file is fsynced, and only then the pointer moves, so that a
@@ -88,8 +89,8 @@ def _write(
     )
     encoded = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
     _write_durably(staging / "import.json", encoded)
-    _sync_folder(staging / "days")
-    _sync_folder(staging)
+    for folder in {(staging / name).parent for name in tables} | {staging}:
+        _sync_folder(folder)
     _make_live(imported, staging, digest)
     _remove_others(imported, digest)
     return report
@@ -113,7 +114,7 @@ def _staging(imported: Path) -> Iterator[Path]:
     """Give an empty folder that is removed unless it was renamed."""
     staging = imported / f".staging-{os.getpid()}"
     shutil.rmtree(staging, ignore_errors=True)
-    (staging / "days").mkdir(parents=True)
+    staging.mkdir(parents=True)
     try:
         yield staging
     finally:
@@ -127,6 +128,7 @@ def _write_tables(
     sizes, checksum = {}, hashlib.blake2b(digest_size=16)
     for name in sorted(tables):
         path = staging / name
+        path.parent.mkdir(exist_ok=True)
         tables[name].write_parquet(path, compression="zstd", statistics=True)
         with path.open("rb") as written:
             os.fsync(written.fileno())

@@ -33,12 +33,19 @@ __all__ = [
 
 _MS_PER_MINUTE = 60_000
 _MOSTLY = 0.9
+_NUM_STAGES = 10
 
 
 def event_report(
     log: EventTable, events: pl.DataFrame, days: Mapping[str, DayEntry]
 ) -> EventReport:
-    """Return the counts of the log, and how far rows are timed outside their day."""
+    """Return the counts of the log, and how far rows are timed outside their day.
+
+    Args:
+        log: all rows.
+        events: the impressions among them.
+        days: of the log.
+    """
     limits = [(entry.start_ms, entry.end_ms) for entry in days.values()]
     starts, ends = (dict(zip(days, side, strict=True)) for side in zip(*limits, strict=True))
     time = pl.col("event_time_ms")
@@ -59,7 +66,16 @@ def event_report(
         before_day_minutes=_minutes(outside["early"]),
         after_day_rows=int((outside["late"] > 0).sum()),
         after_day_minutes=_minutes(outside["late"]),
+        eliminated=len(log.frame) - len(events),
+        eliminated_at=_stages(log.frame),
     )
+
+
+def _stages(frame: pl.DataFrame) -> dict[str, int]:
+    if "stage" not in frame.columns:
+        return {}
+    counted = frame["stage"].drop_nulls().value_counts().sort("count", "stage", descending=True)
+    return dict(counted.head(_NUM_STAGES).iter_rows())
 
 
 def _minutes(excess_ms: pl.Series) -> int:
@@ -130,6 +146,12 @@ def find_notes(report: ImportReport) -> tuple[str, ...]:
     notes = []
     if events.duplicates:
         notes.append(f"{events.duplicates:,} rows repeat an earlier event and are dropped")
+    if events.eliminated:
+        stages = ", ".join(f"{count:,} at '{name}'" for name, count in events.eliminated_at.items())
+        notes.append(
+            f"{events.eliminated:,} rows are candidates that were eliminated before they were "
+            f"shown ({stages}); they are no impressions and are kept aside, for hard negatives"
+        )
     if events.before_day_rows:
         notes.append(
             f"{events.before_day_rows:,} rows are timed up to {events.before_day_minutes} minutes "

@@ -119,12 +119,13 @@ def import_tables(
     now = int(time.time() * 1000) if now_ms is None else now_ms
     read = _read(project, tables, now)
     typed, schema = _typed(project, read)
-    days = _day_entries(typed["events"], project.time_zone)
-    report = _report(project, read, typed, schema, days)
+    events, eliminated = _divided(typed.pop("events"))
+    days = _day_entries(events, eliminated, project.time_zone)
+    report = _report(project, read, typed | {"events": events}, schema, days)
     if dry_run:
         return report
-    events_by_day = typed.pop("events").partition_by("day", as_dict=True, include_key=False)
-    files = {f"days/{day}.parquet": frame for (day,), frame in events_by_day.items()}
+    files = {f"days/{day}.parquet": frame for day, frame in _by_day(events)}
+    files |= {f"eliminated/{day}.parquet": frame for day, frame in _by_day(eliminated)}
     files |= {f"{part}.parquet": frame for part, frame in typed.items()}
     return write_import(project.data_path / "imported", files, schema, days, report)
 
@@ -188,13 +189,27 @@ def _stored(part: str, frame: pl.DataFrame, kinds: Mapping[str, IdKind]) -> pl.D
     return frame.sort(frame.columns[0])
 
 
-def _day_entries(events: pl.DataFrame, zone: str) -> dict[str, DayEntry]:
+def _divided(events: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Return the impressions, and the candidates that a stage eliminated."""
+    if "stage" not in events.columns:
+        return events, events.clear()
+    was_shown = pl.col("stage").is_null()
+    return events.filter(was_shown).drop("stage"), events.filter(~was_shown)
+
+
+def _by_day(events: pl.DataFrame) -> list[tuple[str, pl.DataFrame]]:
+    parts = events.partition_by("day", as_dict=True, include_key=False)
+    return [(str(day), frame) for (day,), frame in sorted(parts.items())]
+
+
+def _day_entries(events: pl.DataFrame, eliminated: pl.DataFrame, zone: str) -> dict[str, DayEntry]:
     entries = {}
-    for (day,), frame in sorted(events.partition_by("day", as_dict=True).items()):
-        start_ms, end_ms = day_limits_ms(str(day), zone)
+    num_eliminated = {day: len(frame) for day, frame in _by_day(eliminated)}
+    for day, frame in _by_day(events):
+        start_ms, end_ms = day_limits_ms(day, zone)
         inside = frame["event_time_ms"].is_between(start_ms, end_ms, closed="left")
         positives = frame.filter(pl.col("outcome") == 1)
-        entries[str(day)] = DayEntry(
+        entries[day] = DayEntry(
             rows=len(frame),
             positives=len(positives),
             digest=event_digest(frame["event_id"].to_numpy()),
@@ -202,6 +217,7 @@ def _day_entries(events: pl.DataFrame, zone: str) -> dict[str, DayEntry]:
             start_ms=start_ms,
             end_ms=end_ms,
             outside_rows=int((~inside).sum()),
+            eliminated=num_eliminated.get(day, 0),
         )
     return entries
 

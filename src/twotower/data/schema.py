@@ -38,12 +38,15 @@ IdArray = npt.NDArray[np.generic]
 
 IMPORT_FORMAT_VERSION: Final = 1
 EVENT_COLUMNS: Final = ("event_id", "user_id", "item_id", "event_time_ms", "outcome", "stage")
-"""Columns of a day file, sorted by (event_time_ms, event_id); `stage` only where configured."""
+"""Columns of a day file, sorted by (event_time_ms, event_id); `stage` only of the eliminated."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class DayEvents:
-    """The impressions of one day, oldest first, ties in the order of their event IDs."""
+    """The impressions of one day, oldest first, ties in the order of their event IDs.
+
+    Or, where `stage` is there, the candidates that a stage eliminated that day: nobody saw them.
+    """
 
     event_id: EventIdArray
     user_id: IdArray
@@ -51,6 +54,7 @@ class DayEvents:
     event_time_ms: IntArray
     outcome: BoolArray
     stage: npt.NDArray[np.str_] | None
+    """`[n]`, which stage eliminated each candidate, never empty; None for impressions."""
 
     def __len__(self) -> int:
         return len(self.event_id)
@@ -91,7 +95,7 @@ class DayEntry(msgspec.Struct, frozen=True, kw_only=True):
     """What the import says about one day."""
 
     rows: int
-    """Events; each event ID occurs once."""
+    """Impressions; each event ID occurs once."""
     positives: int
     digest: str
     """Order-free digest of the event IDs of all rows; see `twotower.data.days.event_digest`."""
@@ -103,6 +107,8 @@ class DayEntry(msgspec.Struct, frozen=True, kw_only=True):
     """UTC milliseconds at which the next local day starts."""
     outside_rows: int = 0
     """Rows that a day column puts here although their time is outside [start_ms, end_ms)."""
+    eliminated: int = 0
+    """Candidates that a stage eliminated; none of them is among `rows`."""
 
 
 class ImportedSchema(msgspec.Struct, frozen=True, kw_only=True):

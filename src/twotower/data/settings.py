@@ -85,7 +85,10 @@ class EventSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     event_id: Name | None = None
     """Absent: a hash of the whole row is the event's ID, so an exact copy of a row counts once."""
     stage: Name | None = None
-    """Last stage an unshown candidate reached, for hard negatives; kept with the events."""
+    """A column that names the stage that eliminated a candidate before it was shown; empty where
+    it was shown. Eliminated rows are no impressions: they are kept aside, for hard negatives."""
+    shown_stages: tuple[str, ...] = ()
+    """Values of the stage column that mean, as an empty one does, that the item was shown."""
     day: Name | None = None
     """A column of days, 20220425 or 2022-04-25; absent: the local day in `time_zone`."""
 
