@@ -96,6 +96,8 @@ def score_everything(
                         str(seed),
                         "--out",
                         str(out),
+                        "--data-dir",
+                        str(out.with_suffix("")),
                     ]
                 )
                 for models, seed, out in jobs[start : start + 2]

@@ -1,5 +1,7 @@
 """IDs, positions and rows never mix."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -67,6 +69,15 @@ def test_an_empty_id_and_one_with_nul_are_refused(value: str) -> None:
         as_id_array([value], "str")
 
 
-def test_a_word_is_no_integer_id() -> None:
+@pytest.mark.parametrize("value", ["seven", 2**63, -(2**63) - 1, 1.9, True, "1.5"])
+def test_what_is_no_integer_of_64_bits_is_refused_as_an_id(value: Any) -> None:
     with pytest.raises(DataError, match="integer IDs"):
-        as_id_array(["seven"], "int")
+        as_id_array([value], "int")
+    assert as_id_array([-(2**63), "712", np.int32(3)], "int").tolist() == [-(2**63), 712, 3]
+
+
+def test_unsigned_and_floating_arrays_do_not_wrap() -> None:
+    assert as_id_array(np.array([7], np.uint64), "int").tolist() == [7]
+    for values in (np.array([2**64 - 1], np.uint64), np.array([1.0])):
+        with pytest.raises(DataError, match="integer IDs"):
+            as_id_array(values, "int")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from toy import write_project
+from twotower.checkpoint import Window
 from twotower.cli import app as cli
 from twotower.config import Project, load_project
 from twotower.data.days import ImportedData
@@ -18,6 +21,7 @@ from twotower.errors import GateRefused, LineageError
 from twotower.nightly import plan_night, run_night
 from twotower.publishing.manifest import Manifest
 from twotower.publishing.store import ModelStore
+from twotower.training.window import open_window
 
 DAYS = ("2024-03-01", "2024-03-02", "2024-03-03", "2024-03-04")
 
@@ -157,3 +161,19 @@ def test_the_command_line_plans_and_skips(project: Project) -> None:
     done = CliRunner().invoke(cli.app, ["-q", *words, "--skip", DAYS[1]])
     assert done.exit_code == 0, done.output
     assert live(project).window.skipped == (DAYS[1],)
+
+
+def test_a_window_of_several_days_is_in_the_order_of_time(tmp_path: Path) -> None:
+    project = write_project(tmp_path, num_days=3)
+    import_tables(project)
+    data = ImportedData.open(project.data_path)
+    parent = Window(from_day=None, through_day=None, cut_ms=data.day_entry(data.days[0]).start_ms)
+    late = data.day(data.days[0])
+    moved = dataclasses.replace(late, event_time_ms=late.event_time_ms + 2 * 86_400_000)
+    days = {data.days[0]: moved, data.days[1]: data.day(data.days[1])}
+    data.day = days.__getitem__  # type: ignore[method-assign]
+    events = open_window(data, parent, data.days[1]).events
+    assert (np.diff(events.event_time_ms) >= 0).all()
+    owner = dict(zip(moved.event_id.tolist(), moved.user_id.tolist(), strict=True))
+    found = dict(zip(events.event_id.tolist(), events.user_id.tolist(), strict=True))
+    assert all(found[event] == user for event, user in owner.items())

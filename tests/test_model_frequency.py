@@ -67,11 +67,13 @@ def test_unseen_items_have_the_floor_and_no_estimate_exceeds_one() -> None:
     assert made.log_probability()[0] == pytest.approx(0)
 
 
-def test_a_new_item_is_measured_from_when_it_became_known() -> None:
-    made = estimator()
+def test_a_new_item_is_not_frequent_because_its_first_click_is_early() -> None:
+    made = estimator(learning_rate=0.2)
     made.observe(stream(1000))
     made.grow(NUM_ITEMS + 1)
-    made.observe(np.tile([0, NUM_ITEMS], 10))
+    (first,) = made.observe(np.array([NUM_ITEMS]))
+    assert np.exp(first) <= 1 / NUM_ITEMS
+    made.observe(np.tile([0, NUM_ITEMS], 40))
     assert np.exp(made.log_probability()[NUM_ITEMS]) == pytest.approx(0.5, rel=0.05)
 
 

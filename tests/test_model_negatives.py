@@ -77,6 +77,18 @@ def test_per_source_estimates_the_full_sum_once_for_each_source() -> None:
     assert torch.stack(estimates).mean().item() == pytest.approx(2 * NUM_ITEMS, rel=0.02)
 
 
+@pytest.mark.parametrize("correction", ["mixture", "per_source"])
+def test_without_the_batch_positives_are_corrected_as_uniform_draws(correction: str) -> None:
+    found = log_expected_count(
+        torch.tensor([-1.0, -9.0]),
+        num_in_batch=0,
+        num_uniform=20,
+        num_corpus=40,
+        correction=correction,
+    )
+    torch.testing.assert_close(found.exp(), torch.tensor([0.5, 0.5]))
+
+
 def test_uniform_draws_come_evenly_from_the_corpus_alone() -> None:
     corpus = torch.tensor([3, 5, 8])
     drawn = draw_uniform(corpus, 30_000, torch.Generator().manual_seed(0))

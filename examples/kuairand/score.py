@@ -20,7 +20,7 @@ import numpy as np
 from twotower.baselines import AlsPopularitySettings, AlsSettings, BaselineSettings
 from twotower.config import Project, load_project
 from twotower.data.days import ImportedData
-from twotower.data.importing import import_tables
+from twotower.data.importing import ImportReport, import_tables
 from twotower.evaluation import Evaluation
 from twotower.progress import SILENT, Progress
 from twotower.replay import BASELINES, ReplayedLog, replay_nights, score_baselines
@@ -67,6 +67,8 @@ SHOWN_SETTINGS: Final = BaselineSettings(
 )
 """The same with them: both gain, see docs/quality.md."""
 
+BASELINE_GROUPS: Final = {"baselines": BASELINE_SETTINGS, "baselines_shown": SHOWN_SETTINGS}
+
 Days = dict[str, Evaluation]
 
 
@@ -89,18 +91,22 @@ def with_changes(struct: Any, changes: Mapping[str, Any]) -> Any:
     return msgspec.structs.replace(struct, **replaced)
 
 
-def fresh_import(project: Project) -> ImportedData:
-    """Import the log into an empty data folder."""
-    shutil.rmtree(project.data_path, ignore_errors=True)
-    import_tables(project)
-    return ImportedData.open(project.data_path)
+def fresh_import(project: Project) -> ImportReport:
+    """Import the log into an empty data folder; only an earlier one of ours is removed for it."""
+    folder = project.data_path
+    if folder.is_dir() and any(folder.iterdir()):
+        if not (folder / "imported").is_dir():
+            raise SystemExit(f"{folder} holds something else; name an empty folder")
+        shutil.rmtree(folder)
+    return import_tables(project)
 
 
 def score_lineage(
     project: Project, first: str, last: str, progress: Progress = SILENT
 ) -> tuple[Days, list[dict[str, Any]]]:
     """Train a lineage from its base model on and score every day; return figures and manifests."""
-    log = ReplayedLog(fresh_import(project))
+    fresh_import(project)
+    log = ReplayedLog(ImportedData.open(project.data_path))
     days: Days = {}
     manifests = []
     for night in replay_nights(project, log, first, last, progress=progress):
@@ -109,11 +115,16 @@ def score_lineage(
     return days, manifests
 
 
-def score_all_baselines(first: str, last: str, settings: BaselineSettings) -> dict[str, Days]:
+def score_all_baselines(
+    first: str,
+    last: str,
+    settings: BaselineSettings,
+    data_dir: str = "./twotower-data-baselines",
+) -> dict[str, Days]:
     """Fit and score every baseline, day by day."""
-    project = variant("two_tower")
-    project = msgspec.structs.replace(project, data_dir="./twotower-data-baselines")
-    log = ReplayedLog(fresh_import(project))
+    project = msgspec.structs.replace(variant("two_tower"), data_dir=data_dir)
+    fresh_import(project)
+    log = ReplayedLog(ImportedData.open(project.data_path))
     models: dict[str, Days] = {name: {} for name in BASELINES}
     for day in log.days(first, last):
         for name, evaluation in score_baselines(day, settings).items():
@@ -157,7 +168,7 @@ def load(path: Path) -> tuple[dict[str, Days], list[dict[str, Any]]]:
 def main() -> None:
     """Score the models that the command line names, one after the other."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("models", nargs="+", choices=[*VARIANTS, "baselines", "baselines_shown"])
+    parser.add_argument("models", nargs="+", choices=[*VARIANTS, *BASELINE_GROUPS])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first", default=FIRST_DAY)
@@ -167,18 +178,19 @@ def main() -> None:
     arguments = parser.parse_args()
     scored: dict[str, Days] = {}
     manifests: list[dict[str, Any]] = []
+    days = (arguments.first, arguments.last)
     for name in arguments.models:
-        if name == "baselines":
-            scored |= score_all_baselines(arguments.first, arguments.last, BASELINE_SETTINGS)
-            continue
-        if name == "baselines_shown":
-            shown = score_all_baselines(arguments.first, arguments.last, SHOWN_SETTINGS)
-            scored |= {f"{model}_shown": shown[model] for model in ("als", "als_popularity")}
+        if name in BASELINE_GROUPS:
+            folder = arguments.data_dir or "./twotower-data-baselines"
+            fitted = score_all_baselines(*days, BASELINE_GROUPS[name], folder)
+            suffix = name.removeprefix("baselines")
+            kept = [model for model in fitted if not suffix or model.startswith("als")]
+            scored |= {f"{model}{suffix}": fitted[model] for model in kept}
             continue
         project = variant(name, seed=arguments.seed, changes=arguments.changes)
         if arguments.data_dir:
             project = msgspec.structs.replace(project, data_dir=arguments.data_dir)
-        scored[name], made = score_lineage(project, arguments.first, arguments.last)
+        scored[name], made = score_lineage(project, *days)
         manifests += made
     save(arguments.out, scored, manifests)
 

@@ -87,8 +87,8 @@ TWO_TOWER_POPULARITY: Final[tuple[dict[str, Any], ...]] = (
 def als_grid() -> Iterator[AlsSettings]:
     """Yield the ALS settings that are tried."""
     best = AlsSettings(seen_weight=0)
-    for factors in (16, 32, 64):
-        for weight in (0.2, 0.4, 1.0):
+    for factors in (8, 16, 32, 64):
+        for weight in (0.1, 0.2, 0.4, 1.0):
             yield msgspec.structs.replace(best, factors=factors, history_weight=weight)
     for alpha in (10.0, 20.0, 80.0):
         yield msgspec.structs.replace(best, alpha=alpha)

@@ -143,7 +143,8 @@ def _run_night(
     parent = _parent(project, progress)
     day = through or next_day(data, parent.checkpoint.meta.window, skip)
     hold_out = _hold_out_rule(project)
-    run = (parent.digest, data.digest, day, sorted(skip), project.training, hold_out)
+    features = (project.users, project.items)
+    run = (parent.digest, data.digest, day, sorted(skip), project.training, hold_out, features)
     keeper = PassKeeper(
         project.data_path / "work" / f"{_SAVE}{day}.pass",
         pass_key(parent.checkpoint, *run),

@@ -28,6 +28,7 @@ from twotower.config import Project
 from twotower.data.days import DayEvents, ImportedData
 from twotower.data.ids import IdMap, decode_ids
 from twotower.data.user_state import Ragged, UserState, append_ragged
+from twotower.errors import LineageError
 from twotower.evaluation import (
     Evaluation,
     Scorer,
@@ -191,6 +192,7 @@ def generation_scorer(generation: Generation, log: ReplayedLog) -> Scorer:
     corpus = np.asarray(generation.array("corpus.npy"))
     item_vectors = np.asarray(generation.array("item_vectors.npy"))
     places = log.items.positions(encoder.items.decode(corpus))
+    item_vectors, places = item_vectors[places >= 0], places[places >= 0]
     log_user_ids = log.users.ids
 
     def score(users: IntArray) -> npt.NDArray[np.float32]:
@@ -223,14 +225,19 @@ def replay_nights(
         project: whose import is replayed and whose lineage grows.
         log: the same import.
         first: first day to score; the nights before it are trained too.
-        last: last day to score.
+        last: last day to score; a day on which nobody clicked anything new has no figures.
         progress: told of every step.
+
+    Raises:
+        LineageError: the lineage has trained a day to score already.
     """
     store = ModelStore(project.data_path)
     if store.live() is None and first == log.data.days[0]:
         start_lineage(project, progress=progress)
     for day in log.days(first, last):
         _train_before(project, log.data, day.day, progress)
+        if len(day.truth.users) == 0:
+            continue
         yield _score_night(day, store.open(), log)
 
 
@@ -245,12 +252,21 @@ def _score_night(day: ReplayedDay, generation: Generation, log: ReplayedLog) -> 
 
 
 def _train_before(project: Project, data: ImportedData, day: str, progress: Progress) -> None:
-    """Run every night, one by one, that lies between the live generation and `day`."""
+    """Run every night, one by one, that lies between the live generation and `day`.
+
+    Raises:
+        LineageError: the lineage has trained `day` already, so that scoring it would mean nothing.
+    """
     store = ModelStore(project.data_path)
     is_live = store.live() is not None
-    live = store.open(verify=False).manifest.window.through_day if is_live else None
+    live = (store.open(verify=False).manifest.window.through_day if is_live else None) or ""
+    if live >= day:
+        raise LineageError(
+            f"expected a lineage that has not trained {day}, a day to score, found one that is "
+            f"live through {live}; nothing was trained: replay into an empty data_dir"
+        )
     for night in data.days:
-        if (live or "") < night < day:
+        if live < night < day:
             run_night(project, night, progress=progress)
 
 

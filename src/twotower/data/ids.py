@@ -55,10 +55,24 @@ def as_id_array(
 
 
 def _as_integers(ids: Iterable[Id] | npt.NDArray[np.generic]) -> IntArray:
+    if isinstance(ids, np.ndarray) and ids.dtype.kind == "i":
+        return ids.astype(np.int64, copy=False)
+    values = [
+        _as_integer(value) for value in (ids.tolist() if isinstance(ids, np.ndarray) else ids)
+    ]
+    return np.array(values, dtype=np.int64)
+
+
+def _as_integer(value: object) -> int:
+    """Return a whole number, or the text of one, that fits 64 bits with a sign."""
+    is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
     try:
-        return np.asarray(ids if isinstance(ids, np.ndarray) else list(ids)).astype(np.int64)
-    except (ValueError, OverflowError) as error:
-        raise DataError(f"expected integer IDs of at most 64 bits: {error}") from error
+        found = int(value) if is_whole or isinstance(value, str) else None  # type: ignore[call-overload]
+    except ValueError:
+        found = None
+    if found is None or not -(2**63) <= found < 2**63:
+        raise DataError(f"expected integer IDs of at most 64 bits with a sign, found {value!r}")
+    return int(found)
 
 
 def decode_ids(ids: npt.NDArray[np.generic]) -> list[Id]:

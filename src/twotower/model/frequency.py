@@ -36,11 +36,17 @@ class FrequencyEstimator:
         self.occurrences = np.zeros(0, np.int64)
 
     def grow(self, num_items: int) -> None:
-        """Make room for `num_items` items; new ones count as last seen now."""
+        """Make room for `num_items` items.
+
+        An item that joins a stream that is running counts as absent for as many examples as there
+        are items: measured from now, its first click would make it look as frequent as that click
+        is early.
+        """
         extra = num_items - len(self.gap)
         if extra > 0:
+            since = self.num_examples - num_items if self.num_examples else 0
             self.gap = np.concatenate([self.gap, np.zeros(extra)])
-            self.last = np.concatenate([self.last, np.full(extra, self.num_examples)])
+            self.last = np.concatenate([self.last, np.full(extra, since)])
             self.occurrences = np.concatenate([self.occurrences, np.zeros(extra, np.int64)])
 
     def observe(self, items: IntArray) -> npt.NDArray[np.float32]:

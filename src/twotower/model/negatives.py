@@ -53,8 +53,10 @@ def log_expected_count(
     """
     if correction == "none":
         return torch.zeros_like(log_probability)
-    in_batch = log_probability + math.log(max(num_in_batch, 1e-12))
     uniform = math.log(max(num_uniform, 1e-12) / num_corpus)
+    if num_in_batch == 0:  # the columns of the batch hold the positives, and no negatives
+        return torch.full_like(log_probability, uniform)
+    in_batch = log_probability + math.log(num_in_batch)
     if correction == "mixture":
         return torch.logaddexp(in_batch, torch.full_like(in_batch, uniform))
     counts = in_batch.clone()

@@ -74,6 +74,8 @@ def run_full_update(
         training=training,
         parent=parent_name,
     )
+    state.frequency.learning_rate = training.frequency.learning_rate
+    state.frequency.floor = training.frequency.floor
     events = window.events
     users, items = learn(state, tables, events.user_id, events.item_id, window.start_ms)
     division = divide(state, _examples(state, window, users, items), window, hold_out)

@@ -41,7 +41,7 @@ class FrequencySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
 
     learning_rate: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.05
     """Weight of the newest gap between two occurrences of an item."""
-    floor: PositiveFloat = 1e-6
+    floor: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1e-6
     """Lowest sampling probability; also that of items never seen."""
 
 
@@ -109,3 +109,11 @@ class TrainingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     frequency: FrequencySettings = FrequencySettings()
     id_dropout: IdDropoutSettings = IdDropoutSettings()
     admission: AdmissionSettings = AdmissionSettings()
+
+    def __post_init__(self) -> None:
+        """Refuse a pass without any easy negatives."""
+        if not self.negatives.in_batch and 0 in (self.base.uniform, self.full.uniform):
+            raise ValueError(
+                "expected at least one source of easy negatives, found negatives.in_batch = false "
+                "with uniform = 0"
+            )

@@ -138,14 +138,22 @@ def _days_between(first: str, last: str) -> list[str]:
 
 
 def _concatenate(days: list[DayEvents]) -> DayEvents:
+    """Return the events of several days in one order of time.
+
+    A day column may put an event behind the midnight of its date, so the days' own orders do not
+    simply follow one another.
+    """
+    event_id = np.concatenate([day.event_id for day in days])
+    event_time_ms = np.concatenate([day.event_time_ms for day in days])
+    order = np.lexsort((event_id, event_time_ms))
     stages = [day.stage for day in days if day.stage is not None]
     return DayEvents(
-        event_id=np.concatenate([day.event_id for day in days]),
-        user_id=np.concatenate([day.user_id for day in days]),
-        item_id=np.concatenate([day.item_id for day in days]),
-        event_time_ms=np.concatenate([day.event_time_ms for day in days]),
-        outcome=np.concatenate([day.outcome for day in days]),
-        stage=np.concatenate(stages) if len(stages) == len(days) else None,
+        event_id=event_id[order],
+        user_id=np.concatenate([day.user_id for day in days])[order],
+        item_id=np.concatenate([day.item_id for day in days])[order],
+        event_time_ms=event_time_ms[order],
+        outcome=np.concatenate([day.outcome for day in days])[order],
+        stage=np.concatenate(stages)[order] if len(stages) == len(days) else None,
     )
 
 
