@@ -14,6 +14,7 @@ from twotower.config import Project
 from twotower.data.days import ImportedData
 from twotower.errors import NotReady
 from twotower.evaluation import Evaluation, UserDays, evaluate
+from twotower.mining import miner_of
 from twotower.progress import SILENT, Progress
 from twotower.publishing.generation import Generation
 from twotower.publishing.publisher import publish
@@ -68,6 +69,7 @@ def compare_losses(
             model=project.model,
             training=msgspec.structs.replace(project.training, loss=loss),
             progress=progress,
+            miner=miner_of(parent, project.training.negatives.hard),
         )
         evaluation = _score(project, trained, log, scored.truth)
         figures = trained.meta.trained

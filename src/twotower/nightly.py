@@ -13,6 +13,7 @@ from twotower.config import Project
 from twotower.data.days import ImportedData
 from twotower.data.held_out import HoldOutRule
 from twotower.data.ids import Id
+from twotower.mining import miner_of
 from twotower.progress import SILENT, Progress
 from twotower.publishing.activation import Activation
 from twotower.publishing.durable import exclusive
@@ -21,6 +22,7 @@ from twotower.publishing.retention import Pruned, prune
 from twotower.publishing.store import ModelStore
 from twotower.training.base_model import train_base_model
 from twotower.training.full_update import run_full_update
+from twotower.training.hard_negatives import Miner
 from twotower.training.resume import PassKeeper, pass_key
 from twotower.training.window import next_day, open_window
 
@@ -161,10 +163,18 @@ def _run_night(
         keeper=keeper,
         hold_out=hold_out,
         skip=skip,
+        miner=_miner(project, parent.name),
     )
     activation = _go_live(project, data, trained)
     keeper.discard()
     return activation
+
+
+def _miner(project: Project, parent: str | None) -> Miner | None:
+    if parent is None:
+        return None
+    generation = ModelStore(project.data_path).open(parent, verify=False)
+    return miner_of(generation, project.training.negatives.hard)
 
 
 def _hold_out_rule(project: Project) -> HoldOutRule:

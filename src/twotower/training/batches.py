@@ -2,11 +2,12 @@
 
 Everything random in a step comes from a generator that is seeded by the run and the step's
 number, so a resumed run draws what an unstopped one would have drawn.
-Legend: `B` examples, `U` uniform items, `C = B + U` columns.
+Legend: `B` examples, `U` uniform items, `C = B + U` columns, `H` negatives of a row's own.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,12 +19,14 @@ from twotower.checkpoint import Checkpoint
 from twotower.data.examples import Examples
 from twotower.data.features import EncodedFeatures
 from twotower.data.ids import UNKNOWN_ROW
+from twotower.data.user_state import Ragged
 from twotower.model.logits import Columns
 from twotower.model.negatives import draw_uniform, log_expected_count
+from twotower.model.row_negatives import NO_ITEM, RowNegatives, draw_listed, place_items
 from twotower.model.towers import Features, History
 from twotower.training.settings import PassSettings, TrainingSettings
 
-__all__ = ["Batch", "BatchMaker", "ProfileTensors"]
+__all__ = ["Batch", "BatchMaker", "NegativeLists", "ProfileTensors"]
 
 IntArray = npt.NDArray[np.int64]
 
@@ -35,9 +38,21 @@ class Batch(NamedTuple):
     user_features: Features
     history: History | None
     item_rows: Tensor
+    """`int64[C + n]`: those of the columns, then those of the rows' own negatives, each once."""
     item_features: Features
     columns: Columns
     weight: Tensor
+    row_negatives: tuple[RowNegatives, ...]
+
+
+class NegativeLists(NamedTuple):
+    """One source of negatives that belong to a user, such as hard ones."""
+
+    by_user: Ragged
+    """Distinct item positions in random order, over user positions."""
+    share: float
+    """Drawn a positive, as a share of its easy negatives."""
+    weight: float
 
 
 class ProfileTensors:
@@ -76,7 +91,10 @@ class BatchMaker:
         example_log_probability: npt.NDArray[np.float32],
         training: TrainingSettings,
         schedule: PassSettings,
+        listed: Sequence[NegativeLists] = (),
     ) -> None:
+        self._listed = listed
+        self._is_listwise = training.loss == "listwise"
         self._state = state
         self._examples = examples
         self._dropout = training.id_dropout
@@ -98,17 +116,44 @@ class BatchMaker:
         hidden_id, hidden_all = self._hide_users(len(indices), generator)
         uniform = draw_uniform(self._corpus, self._schedule.uniform, generator)
         columns = torch.cat([items, uniform])
+        drawn = [self._draw(lists, users, items, generator) for lists in self._listed]
+        own_items, places = place_items(drawn, len(columns))
+        encoded = torch.cat([columns, own_items])
         return Batch(
             user_rows=self._user_rows[users].masked_fill(hidden_id, UNKNOWN_ROW),
             user_features=self._users.pick(users, hidden_all),
             history=self._history(indices, hidden_all.numpy()),
-            item_rows=self._item_rows[columns].masked_fill(
-                torch.rand(len(columns), generator=generator) < self._dropout.item, UNKNOWN_ROW
+            item_rows=self._item_rows[encoded].masked_fill(
+                torch.rand(len(encoded), generator=generator) < self._dropout.item, UNKNOWN_ROW
             ),
-            item_features=self._items.pick(columns),
+            item_features=self._items.pick(encoded),
             columns=self._columns(indices, columns),
             weight=torch.from_numpy(self._examples.weight[indices]),
+            row_negatives=tuple(
+                RowNegatives(place, lists.weight)
+                for place, lists in zip(places, self._listed, strict=True)
+            ),
         )
+
+    def _draw(
+        self, lists: NegativeLists, users: Tensor, items: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """Return negatives of each row's user, `int64[B, H]`, never the row's own positive."""
+        offsets = torch.from_numpy(lists.by_user.offsets)
+        drawn = draw_listed(
+            torch.from_numpy(lists.by_user.values),
+            offsets[users],
+            offsets[users + 1] - offsets[users],
+            lists.share * self._num_easy(len(users)),
+            generator,
+        )
+        return drawn.masked_fill(drawn == items[:, None], NO_ITEM)
+
+    def _num_easy(self, num_rows: int) -> int:
+        """Return the easy negatives of a row of a batch."""
+        if not self._is_listwise:
+            return self._negatives.per_positive
+        return self._schedule.uniform + (num_rows if self._negatives.in_batch else 0)
 
     def _hide_users(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         hidden_id = torch.rand(size, generator=generator) < self._dropout.user

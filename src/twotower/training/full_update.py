@@ -20,6 +20,7 @@ from twotower.data.schema import IntArray
 from twotower.model.settings import ModelSettings
 from twotower.progress import SILENT, Progress
 from twotower.training.growth import EntityTables, admit, evict, learn, refresh_profiles
+from twotower.training.hard_negatives import Miner, NegativeSources, list_negatives
 from twotower.training.held_out import Division, check_division, divide
 from twotower.training.resume import PassKeeper
 from twotower.training.settings import AdmissionSettings, TrainingSettings
@@ -41,6 +42,7 @@ def run_full_update(
     keeper: PassKeeper | None = None,
     hold_out: HoldOutRule | None = None,
     skip: Sequence[str] = (),
+    miner: Miner | None = None,
 ) -> Checkpoint:
     """Return the checkpoint that follows `parent` after the days up to `through`.
 
@@ -56,11 +58,14 @@ def run_full_update(
         hold_out: how many positives are left for the next night, to judge this one by; None for
             none. What the parent held out is trained in any case.
         skip: days before `through` that are left out for good, imported or not.
+        miner: finds hard negatives in the parent's generation, where the settings ask for mined
+            ones.
 
     Raises:
         LineageError: the day was trained already, is not imported, or was not trained once; or a
             day before it is missing.
-        ConfigError: the model's shapes changed.
+        ConfigError: the model's shapes changed, or there is nothing to mine hard negatives from.
+        DataError: the log has no candidates of the stages that count as hard negatives.
     """
     check_shapes(parent.meta.model, model)
     window = open_window(data, parent.meta.window, through, skip)
@@ -80,6 +85,8 @@ def run_full_update(
     users, items = learn(state, tables, events.user_id, events.item_id, window.start_ms)
     division = divide(state, _examples(state, window, users, items), window, hold_out)
     examples = division.examples
+    sources = NegativeSources(data, window, users, items, miner)
+    listed = list_negatives(state, sources, division, training.negatives)
     turnover = _turn_over(state, examples, day_number(through), training.admission)
     for table in state.model.tables.values():
         table.decay(training.accumulator_decay)
@@ -93,6 +100,7 @@ def run_full_update(
         progress=progress,
         task=f"full update {through}",
         keeper=keeper,
+        listed=listed,
     )
     trained = check_division(trained, division, window)
     _advance(state, window, users, items, division)

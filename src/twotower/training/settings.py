@@ -9,10 +9,12 @@ import msgspec
 __all__ = [
     "AdmissionSettings",
     "FrequencySettings",
+    "HardNegativeSettings",
     "IdDropoutSettings",
     "LossName",
     "NegativeSettings",
     "PassSettings",
+    "ShownNegativeSettings",
     "TrainingSettings",
 ]
 
@@ -20,7 +22,42 @@ LossName = Literal["pointwise", "pairwise_hinge", "pairwise_logistic", "listwise
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 PositiveFloat = Annotated[float, msgspec.Meta(gt=0)]
 PositiveInt = Annotated[int, msgspec.Meta(ge=1)]
+NonNegativeFloat = Annotated[float, msgspec.Meta(ge=0)]
 NonNegativeInt = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class HardNegativeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Items that a later stage eliminated, or would have; of full updates, off by default."""
+
+    source: Literal["none", "logged", "mined"] = "none"
+    """logged: candidates that a stage of the log eliminated; mined: from the parent's ranking."""
+    share: Share = 0.01
+    """Hard negatives a positive, as a share of its easy ones; also less than one a positive."""
+    weight: NonNegativeFloat = 0.1
+    """Of their term beside the loss over the easy negatives."""
+    stages: tuple[str, ...] = ()
+    """logged: the stages whose candidates are used, such as ["prerank", "rank"]; empty for all."""
+    mined_from: PositiveInt = 101
+    """mined: first rank in the parent generation's ranking of what a user has not seen."""
+    mined_to: PositiveInt = 500
+    """mined: last rank."""
+
+    def __post_init__(self) -> None:
+        """Refuse ranks that hold nothing."""
+        if self.mined_from > self.mined_to:
+            raise ValueError(
+                f"expected mined_from of at most mined_to = {self.mined_to}, found "
+                f"{self.mined_from}"
+            )
+
+
+class ShownNegativeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Items that were shown and not clicked: usually a mistake for retrieval, off by default."""
+
+    weight: NonNegativeFloat = 0.0
+    """Of their term beside the loss over the easy negatives; 0 switches them off."""
+    share: Share = 0.01
+    """Such negatives a positive, as a share of its easy ones."""
 
 
 class NegativeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -34,6 +71,10 @@ class NegativeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     """logQ: by the expected count over all sampled sources, by each source alone, or not at all."""
     correct_positive: bool = True
     """Whether the positive's own logit is corrected too."""
+    hard: HardNegativeSettings = HardNegativeSettings()
+    """Items that pre-ranking or ranking eliminated; a term of their own, never corrected."""
+    shown: ShownNegativeSettings = ShownNegativeSettings()
+    """Impressions without the outcome; a term of their own as well."""
 
 
 class FrequencySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from twotower.model.logits import LogitRules, training_logits
 from twotower.model.losses import Loss, select_loss
+from twotower.model.row_negatives import row_negative_loss, select_row_loss
 from twotower.model.tiled_listwise import tiled_listwise
 from twotower.model.towers import TwoTower
 from twotower.training.batches import Batch
@@ -29,7 +30,9 @@ class Stepper:
         self._adam = adam
         self._table_learning_rate = schedule.table_learning_rate
         self._rules = _logit_rules(training)
-        self._loss: Loss = select_loss(training.loss, margin=training.margin / training.temperature)
+        margin = training.margin / training.temperature
+        self._loss: Loss = select_loss(training.loss, margin=margin)
+        self._row_loss: Loss = select_row_loss(training.loss, margin=margin)
         self._is_tiled = training.loss == "listwise" and training.negatives.in_batch
 
     def step(self, batch: Batch, generator: torch.Generator) -> float:
@@ -38,7 +41,9 @@ class Stepper:
             batch.user_rows, batch.user_features, batch.history
         )
         items, item_lookups = self._model.encode_items(batch.item_rows, batch.item_features)
-        loss = self._weighted_loss(users, items, batch, generator)
+        num_columns = len(batch.columns.items)
+        loss = self._weighted_loss(users, items[:num_columns], batch, generator)
+        loss = loss + self._row_negative_loss(users, items, batch)
         self._adam.zero_grad()
         loss.backward()
         self._adam.step()
@@ -56,6 +61,16 @@ class Stepper:
         )
         losses = self._loss(positives, negatives)
         return (losses * batch.weight).sum() / batch.weight.sum()
+
+    def _row_negative_loss(self, users: Tensor, items: Tensor, batch: Batch) -> Tensor:
+        """Return the weighted terms of the sources of row negatives, 0 where there is none."""
+        total = torch.zeros(())
+        for source in batch.row_negatives:
+            losses = row_negative_loss(
+                self._row_loss, users, items, source.places, self._rules.temperature
+            )
+            total = total + source.weight * (losses * batch.weight).sum() / batch.weight.sum()
+        return total
 
 
 def _logit_rules(training: TrainingSettings) -> LogitRules:

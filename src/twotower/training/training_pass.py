@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,7 @@ from twotower.data.examples import Examples
 from twotower.errors import LineageError
 from twotower.failpoints import failpoint
 from twotower.progress import Progress
-from twotower.training.batches import BatchMaker
+from twotower.training.batches import BatchMaker, NegativeLists
 from twotower.training.resume import Cursor, PassKeeper
 from twotower.training.settings import PassSettings, TrainingSettings
 from twotower.training.step import Stepper, load_adam, save_adam
@@ -33,6 +34,7 @@ def run_pass(
     progress: Progress,
     task: str,
     keeper: PassKeeper | None = None,
+    listed: Sequence[NegativeLists] = (),
 ) -> Trained:
     """Train `state.model` on every example, `schedule.epochs` times in a new order each.
 
@@ -49,6 +51,7 @@ def run_pass(
         progress: told of every step.
         task: its name there.
         keeper: saves the pass as it goes and finds what was saved; None for neither.
+        listed: sources of negatives that belong to users.
 
     Returns:
         What went through a step in the last epoch, counted there and not before.
@@ -56,7 +59,8 @@ def run_pass(
     if training.threads:
         torch.set_num_threads(training.threads)
     cursor = (keeper and keeper.load(state)) or _start_of(0, examples)
-    running = _Pass(state, examples, example_log_probability, training, schedule, pass_number)
+    maker = BatchMaker(state, examples, example_log_probability, training, schedule, listed)
+    running = _Pass(state, examples, maker, training, schedule, pass_number)
     running.keeper = keeper
     began, resumed_at = time.perf_counter(), cursor.epoch * len(examples) + cursor.start
     progress.begin(task, len(examples) * schedule.epochs)
@@ -85,7 +89,7 @@ class _Pass:
         self,
         state: Checkpoint,
         examples: Examples,
-        example_log_probability: npt.NDArray[np.float32],
+        maker: BatchMaker,
         training: TrainingSettings,
         schedule: PassSettings,
         pass_number: int,
@@ -94,7 +98,7 @@ class _Pass:
         self._examples = examples
         self._batch_size = schedule.batch_size
         self._seed = (training.seed, pass_number)
-        self._maker = BatchMaker(state, examples, example_log_probability, training, schedule)
+        self._maker = maker
         self.adam = load_adam(state.model, state.optimizer, schedule.dense_learning_rate)
         self._stepper = Stepper(state.model, self.adam, training, schedule)
 

@@ -29,6 +29,7 @@ class WindowEvents(NamedTuple):
     num_positives: int
     digest: str
     """Order-free digest of the positives' event IDs, as the import counted them."""
+    days: tuple[str, ...]
 
 
 def day_number(day: str) -> int:
@@ -75,6 +76,7 @@ def open_window(
         events=_concatenate([data.day(day) for day in days]),
         num_positives=sum(entry.positives for entry in entries),
         digest=f"{digest:016x}",
+        days=tuple(days),
     )
 
 
