@@ -34,13 +34,13 @@ TEST_DAYS: Final = ("2022-05-02", LAST_DAY)
 VARIANTS: Final[Mapping[str, Mapping[str, Any]]] = {
     "two_tower": {},
     "two_tower_popularity": {
-        "model": {"popularity": {"weight": 0.75, "smoothing": 0.3}},
+        "model": {"popularity": {"weight": 0.75}},
         "training": {"negatives": {"correction": "none"}},
     },
     "two_tower_without_user_features": {"users": None},
     "two_tower_shown": {"training": {"base_shown_weight": 1.0, "base": {"epochs": 2}}},
     "two_tower_popularity_shown": {
-        "model": {"popularity": {"weight": 0.75, "smoothing": 0.3}},
+        "model": {"popularity": {"weight": 0.75}},
         "training": {
             "negatives": {"correction": "none"},
             "base_shown_weight": 1.0,
@@ -51,18 +51,18 @@ VARIANTS: Final[Mapping[str, Mapping[str, Any]]] = {
 """The last two take what the history only shows as weak positives, as `SHOWN_SETTINGS` does."""
 
 BASELINE_SETTINGS: Final = BaselineSettings(
-    als=AlsSettings(factors=16, history_weight=0.2, seen_weight=0),
+    als=AlsSettings(factors=32, history_weight=0.4, seen_weight=0, iterations=30),
     als_popularity=AlsPopularitySettings(
-        als=AlsSettings(factors=32, history_weight=1.0, seen_weight=0), weight=8.0
+        als=AlsSettings(factors=32, history_weight=1.0, seen_weight=0, iterations=30), weight=8.0
     ),
 )
 """Chosen on the tuning days; like the two-towers, they take no video as a positive that the history
 only shows. What both gain from those is in docs/quality.md."""
 
 SHOWN_SETTINGS: Final = BaselineSettings(
-    als=AlsSettings(history_weight=0.4, seen_weight=0.3),
+    als=AlsSettings(history_weight=0.4, seen_weight=0.3, iterations=30),
     als_popularity=AlsPopularitySettings(
-        als=AlsSettings(history_weight=0.4, seen_weight=0.3), weight=12.0
+        als=AlsSettings(history_weight=0.4, seen_weight=0.3, iterations=30), weight=12.0
     ),
 )
 """The same with them: both gain, see docs/quality.md."""

@@ -58,7 +58,7 @@ TWO_TOWER: Final[tuple[dict[str, Any], ...]] = (
     base(epochs=1),
     base(epochs=2),
     base(table_learning_rate=0.05),
-    base(table_learning_rate=0.2),
+    base(table_learning_rate=0.1),
     full(dense_learning_rate=1e-4),
     full(dense_learning_rate=1e-3),
     full(table_learning_rate=0.1),
@@ -69,6 +69,7 @@ TWO_TOWER: Final[tuple[dict[str, Any], ...]] = (
     {"training": {"negatives": {"correction": "none"}}},
     {"training": {"frequency": {"learning_rate": 0.05}}},
     {"training": {"id_dropout": {"user": 0.0, "item": 0.0}}},
+    {"training": {"id_dropout": {"user": 0.1, "item": 0.1}}},
     {"model": {"id_dim": 32}},
     {"model": {"skip": False}},
     {"model": {"history_pooling": "mean"}},
@@ -80,13 +81,13 @@ TWO_TOWER_POPULARITY: Final[tuple[dict[str, Any], ...]] = (
     {"model": {"popularity": {"weight": 1.0}}},
     {"model": {"popularity": {"half_life_h": 12.0}}},
     {"model": {"popularity": {"half_life_h": 48.0}}},
-    {"model": {"popularity": {"smoothing": 1.0}}},
+    {"model": {"popularity": {"smoothing": 0.3}}},
 )
 
 
 def als_grid() -> Iterator[AlsSettings]:
     """Yield the ALS settings that are tried."""
-    best = AlsSettings(seen_weight=0)
+    best = AlsSettings(seen_weight=0, iterations=30)
     for factors in (8, 16, 32, 64):
         for weight in (0.1, 0.2, 0.4, 1.0):
             yield msgspec.structs.replace(best, factors=factors, history_weight=weight)
@@ -94,6 +95,7 @@ def als_grid() -> Iterator[AlsSettings]:
         yield msgspec.structs.replace(best, alpha=alpha)
     for regularization in (0.1, 5.0):
         yield msgspec.structs.replace(best, regularization=regularization)
+    yield msgspec.structs.replace(best, iterations=8)
     yield msgspec.structs.replace(best, iterations=15)
 
 
