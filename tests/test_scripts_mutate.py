@@ -86,4 +86,5 @@ def test_the_table_fits_the_code(mutate: ModuleType) -> None:
         mutate.mutate((ROOT / mutation.file).read_text("utf-8"), mutation)
         for test in mutation.tests:
             name, _, function = test.partition("::")
-            assert f"def {function}" in (ROOT / name).read_text("utf-8"), test
+            named = function.partition("[")[0]  # without the id of a parameter
+            assert f"def {named}" in (ROOT / name).read_text("utf-8"), test
