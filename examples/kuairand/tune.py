@@ -193,6 +193,9 @@ def write_readme() -> None:
         "every other row",
         "changes what it names. Gaps under about 0.003 are noise.",
     ]
+    note = FOLDER / "note.md"
+    if note.exists():
+        lines += ["", note.read_text(encoding="utf-8").rstrip()]
     for path in sorted(FOLDER.glob("*.json")):
         lines += ["", f"## {path.stem}", "", f"| setting | {' | '.join(METRICS)} |"]
         lines.append(f"|---|{'---|' * len(METRICS)}")
