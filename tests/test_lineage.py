@@ -163,7 +163,9 @@ def test_the_command_line_plans_and_skips(project: Project) -> None:
     assert live(project).window.skipped == (DAYS[1],)
 
 
-def test_a_window_of_several_days_is_in_the_order_of_time(tmp_path: Path) -> None:
+def test_a_window_of_several_days_is_in_the_order_of_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     project = write_project(tmp_path, num_days=3)
     import_tables(project)
     data = ImportedData.open(project.data_path)
@@ -171,7 +173,7 @@ def test_a_window_of_several_days_is_in_the_order_of_time(tmp_path: Path) -> Non
     late = data.day(data.days[0])
     moved = dataclasses.replace(late, event_time_ms=late.event_time_ms + 2 * 86_400_000)
     days = {data.days[0]: moved, data.days[1]: data.day(data.days[1])}
-    data.day = days.__getitem__  # type: ignore[method-assign]
+    monkeypatch.setattr(data, "day", days.__getitem__)
     events = open_window(data, parent, data.days[1]).events
     assert (np.diff(events.event_time_ms) >= 0).all()
     owner = dict(zip(moved.event_id.tolist(), moved.user_id.tolist(), strict=True))
