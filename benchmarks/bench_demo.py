@@ -37,7 +37,6 @@ from twotower.evaluation import (  # noqa: E402
     mean_over_days,
 )
 
-METRICS: Final = ("recall_at_20", "recall_at_50", "recall_at_200", "ndcg_at_50")
 RATIOS: Final = (
     ("two_tower", "als"),
     ("two_tower", "als_popularity"),
@@ -125,7 +124,7 @@ def summary(runs: list[score.Days]) -> dict[str, Any]:
     means = [mean_over_days(tested(days)) for days in runs]
     interval = interval_over_days(tested(runs[0]), "recall_at_50", seed=0)
     return {
-        **{metric: float(np.mean([mean[metric] for mean in means])) for metric in METRICS},
+        **{metric: float(np.mean([mean[metric] for mean in means])) for metric in score.METRICS},
         "recall_at_50_over_seeds": [mean["recall_at_50"] for mean in means],
         "recall_at_50_interval": [interval.low, interval.high],
     }

@@ -37,7 +37,6 @@ from twotower.publishing.store import ModelStore
 from twotower.replay import ReplayedLog, replay_nights
 from twotower.serving.retriever import Retriever
 
-METRICS: Final = ("recall_at_20", "recall_at_50", "recall_at_200", "ndcg_at_50")
 OTHER_VARIANTS: Final = ("two_tower_popularity", "two_tower_without_user_features")
 LISTS_AND_FACTORS: Final = (
     "popularity",
@@ -238,7 +237,7 @@ def segment_figures(segments: Mapping[str, score.Days]) -> dict[str, dict[str, f
         tested = test_days(days)
         pooled = {
             metric: float(np.concatenate([day.values[metric] for day in tested]).mean())
-            for metric in METRICS
+            for metric in score.METRICS
         }
         figures[name] = {"user_days": sum(len(day.users) for day in tested), **pooled}
     return figures
@@ -271,7 +270,7 @@ def figures(models: Mapping[str, score.Days]) -> dict[str, Any]:
     """Return the report's figures: the mean over the test days, and every day."""
 
     def rounded(mean: Mapping[str, float]) -> dict[str, float]:
-        return {metric: round(mean[metric], 5) for metric in METRICS}
+        return {metric: round(mean[metric], 5) for metric in score.METRICS}
 
     return {
         "mean": {name: rounded(mean_over_days(test_days(days))) for name, days in models.items()},

@@ -1,6 +1,6 @@
 """Score one model of the demo on days that it was not trained on, and save every user-day's figure.
 
-    python examples/kuairand/score.py two_tower --out /tmp/two_tower.npz
+    python examples/kuairand/score.py two_tower --out two_tower.npz
 
 The demo, the tuning and the benchmark all run their models through this file.
 """
@@ -26,6 +26,7 @@ from twotower.progress import SILENT, Progress
 from twotower.replay import BASELINES, ReplayedLog, replay_nights, score_baselines
 
 HERE: Final = Path(__file__).parent
+METRICS: Final = ("recall_at_20", "recall_at_50", "recall_at_200", "ndcg_at_50")
 FIRST_DAY: Final = "2022-04-26"
 LAST_DAY: Final = "2022-05-08"
 TUNING_DAYS: Final = (FIRST_DAY, "2022-05-01")

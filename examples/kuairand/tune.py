@@ -38,7 +38,6 @@ from twotower.evaluation import Scorer, evaluate, mean_over_days
 from twotower.replay import ReplayedDay, ReplayedLog
 
 FOLDER: Final = score.HERE / "tuning"
-METRICS: Final = ("recall_at_20", "recall_at_50", "recall_at_200", "ndcg_at_50")
 
 console = Console(highlight=False)
 
@@ -142,7 +141,7 @@ def score_change(name: str, change: dict[str, Any]) -> dict[str, Any]:
 def rounded(days: score.Days) -> dict[str, float]:
     """Return the mean figures over the days."""
     mean = mean_over_days(list(days.values()))
-    return {metric: round(mean[metric], 4) for metric in METRICS}
+    return {metric: round(mean[metric], 4) for metric in score.METRICS}
 
 
 def tune_baselines() -> None:
@@ -197,12 +196,12 @@ def write_readme() -> None:
     if note.exists():
         lines += ["", note.read_text(encoding="utf-8").rstrip()]
     for path in sorted(FOLDER.glob("*.json")):
-        lines += ["", f"## {path.stem}", "", f"| setting | {' | '.join(METRICS)} |"]
-        lines.append(f"|---|{'---|' * len(METRICS)}")
+        lines += ["", f"## {path.stem}", "", f"| setting | {' | '.join(score.METRICS)} |"]
+        lines.append(f"|---|{'---|' * len(score.METRICS)}")
         for row in json.loads(path.read_text()):
             changes = row["changes"]
             shown = changes if isinstance(changes, str) else f"`{json.dumps(changes)}`"
-            figures = " | ".join(f"{row[metric]:.4f}" for metric in METRICS)
+            figures = " | ".join(f"{row[metric]:.4f}" for metric in score.METRICS)
             lines.append(f"| {shown} | {figures} |")
     (FOLDER / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
