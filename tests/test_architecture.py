@@ -38,12 +38,12 @@ def layer(modules: str, may_import: str) -> Layer:
 
 
 LAYERS: Final[dict[str, Layer]] = {
-    "errors": layer("errors progress failpoints", ""),
+    "errors": layer("errors progress failpoints durable", ""),
     "settings": layer("*.settings", "errors"),
     "metrics": layer("metrics", "errors"),
     "entities": layer(
         "data.schema data.ids data.features data.feature_fields data.feature_values data.user_state"
-        " data.popularity data.event_log",
+        " data.popularity data.events data.event_log",
         "errors settings",
     ),
     "data": layer("data", "errors settings entities"),
@@ -52,7 +52,7 @@ LAYERS: Final[dict[str, Layer]] = {
     "checkpoint": layer("checkpoint", "errors settings entities data model"),
     "training": layer("training", "errors settings entities data model checkpoint"),
     "generation": layer(
-        "publishing.generation publishing.manifest publishing.durable publishing.store"
+        "publishing.generation publishing.manifest publishing.store"
         " publishing.activation publishing.staging publishing.entities publishing.display"
         " publishing.delta publishing.retention",
         "errors settings entities",

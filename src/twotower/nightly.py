@@ -13,10 +13,10 @@ from twotower.config import Project
 from twotower.data.days import ImportedData
 from twotower.data.held_out import HoldOutRule
 from twotower.data.ids import Id
+from twotower.durable import exclusive
 from twotower.mining import miner_of
 from twotower.progress import SILENT, Progress
 from twotower.publishing.activation import Activation
-from twotower.publishing.durable import exclusive
 from twotower.publishing.publisher import publish
 from twotower.publishing.retention import Pruned, prune
 from twotower.publishing.store import ModelStore

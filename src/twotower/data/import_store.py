@@ -27,6 +27,7 @@ import polars as pl
 from twotower.data.days import ImportManifest, read_manifest
 from twotower.data.import_report import ImportReport
 from twotower.data.schema import IMPORT_FORMAT_VERSION, DayEntry, ImportedSchema
+from twotower.durable import fsync_folder, replace_file
 from twotower.errors import DataError
 
 __all__ = ["write_import"]
@@ -88,9 +89,9 @@ def _write(
         report=msgspec.Raw(msgspec.json.encode(report)),
     )
     encoded = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
-    _write_durably(staging / "import.json", encoded)
+    replace_file(staging / "import.json", encoded)
     for folder in {(staging / name).parent for name in tables} | {staging}:
-        _sync_folder(folder)
+        fsync_folder(folder)
     _make_live(imported, staging, digest)
     _remove_others(imported, digest)
     return report
@@ -154,29 +155,11 @@ def _make_live(imported: Path, staging: Path, digest: str) -> None:
     target = imported / digest
     shutil.rmtree(target, ignore_errors=True)
     staging.rename(target)
-    _sync_folder(imported)
-    aside = imported / ".CURRENT"
-    _write_durably(aside, digest.encode())
-    aside.replace(imported / "CURRENT")
-    _sync_folder(imported)
+    fsync_folder(imported)
+    replace_file(imported / "CURRENT", digest.encode())
 
 
 def _remove_others(imported: Path, live: str) -> None:
     for path in imported.iterdir():
         if path.is_dir() and path.name != live:
             shutil.rmtree(path, ignore_errors=True)
-
-
-def _write_durably(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

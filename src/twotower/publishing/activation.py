@@ -13,14 +13,14 @@ from typing import Final, Literal
 
 import msgspec
 
-from twotower.errors import CorruptArtifact
-from twotower.publishing.durable import (
+from twotower.durable import (
     Step,
     at_nothing,
     fsync_folder,
     read_regular,
     replace_file,
 )
+from twotower.errors import CorruptArtifact
 from twotower.publishing.manifest import check_name, digest_bytes, read_versioned
 
 __all__ = [

@@ -13,8 +13,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from twotower.durable import digest_file, member_files, read_regular
 from twotower.errors import CorruptArtifact
-from twotower.publishing.durable import digest_file, member_files, read_regular
 from twotower.publishing.manifest import (
     MANIFEST,
     MANIFEST_DIGEST,

@@ -14,8 +14,8 @@ from typing import Final
 
 import msgspec
 
+from twotower.durable import fsync_folder, read_regular, replace_file
 from twotower.publishing.activation import CURRENT
-from twotower.publishing.durable import fsync_folder, read_regular, replace_file
 from twotower.publishing.manifest import is_name, read_versioned
 from twotower.publishing.store import REMOVED, STAGING, ModelStore
 

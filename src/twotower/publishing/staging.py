@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from twotower.publishing.durable import (
+from twotower.durable import (
     Step,
     digest_file,
     fsync_file,

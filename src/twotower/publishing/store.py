@@ -22,6 +22,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Final
 
+from twotower.durable import Step, exclusive, fsync_folder
 from twotower.errors import CorruptArtifact, GateRefused, NotReady, suggestion
 from twotower.failpoints import failpoint
 from twotower.publishing.activation import (
@@ -32,7 +33,6 @@ from twotower.publishing.activation import (
     read_current,
     write_current,
 )
-from twotower.publishing.durable import Step, exclusive, fsync_folder
 from twotower.publishing.generation import Generation
 from twotower.publishing.manifest import Manifest, check_name, is_name, refusal
 from twotower.publishing.staging import Staging
