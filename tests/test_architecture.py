@@ -54,7 +54,7 @@ LAYERS: Final[dict[str, Layer]] = {
     "generation": layer(
         "publishing.generation publishing.manifest publishing.store"
         " publishing.activation publishing.staging publishing.entities publishing.display"
-        " publishing.delta publishing.retention",
+        " publishing.delta publishing.delta_files publishing.delta_rows publishing.retention",
         "errors settings entities",
     ),
     "encoding": layer("publishing.encoding", "errors settings entities generation"),
@@ -96,7 +96,7 @@ ENGINES: Final[dict[str, tuple[str, ...]]] = {
     "torch": ("model", "training", "checkpoint", "publishing.trainer_vectors"),
     "typer": ("cli",),
     "uvicorn": ("serving.worker",),
-    "xxhash": ("data",),
+    "xxhash": ("data", "publishing.delta_files"),
 }
 """Where each third-party engine may be imported while the program runs."""
 
