@@ -162,6 +162,21 @@ class IndexContract(ABC):
         index.upsert(ids[:1], vectors[:1])
         assert index.search(vectors[:1], 1).ids[0, 0] == ids[0]
 
+    def test_a_fork_and_its_origin_are_changed_apart(self) -> None:
+        ids, vectors = random_items(1000)
+        index = self.build(ids, vectors)
+        before = index.search(vectors[:20], 5)
+        fork = index.fork()
+        fork.delete(ids[:10])
+        fork.upsert(np.array([5]), vectors[10:11])
+        assert (index.search(vectors[:20], 5).ids == before.ids).all()
+        assert (len(index), len(fork)) == (1000, 991)
+        found = fork.search(vectors[:20], 5).ids
+        assert not np.isin(found, ids[:10]).any()
+        assert 5 in found[10, :2]
+        index.delete(ids[10:20])
+        assert (fork.search(vectors[11:20], 5).ids[:, 0] == ids[11:20]).all()
+
     def test_an_index_can_be_emptied(self) -> None:
         ids, vectors = random_items(300)
         index = self.build(ids, vectors)

@@ -7,6 +7,7 @@ Legend: `N` items, `n` queries, `D` dimensions, `K` asked for.
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,7 +53,8 @@ class VectorIndex(ABC):
     """Finds the items whose vectors have the largest inner product with a query.
 
     Any number of threads may search while one changes the index: a search sees the items as they
-    were when it began, and each change wholly or not at all.
+    were when it began, and each change wholly or not at all. An engine therefore replaces what a
+    search reads and never changes it in place, which also makes `fork` right.
     """
 
     @abstractmethod
@@ -101,6 +103,13 @@ class VectorIndex(ABC):
 
     @abstractmethod
     def __len__(self) -> int: ...
+
+    def fork(self) -> VectorIndex:
+        """Return an index of the same items that is changed apart from this one.
+
+        Costs nothing: both share the memory of what neither has changed.
+        """
+        return copy.copy(self)
 
 
 class TunableIndex(VectorIndex):

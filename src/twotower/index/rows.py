@@ -78,15 +78,27 @@ class VectorRows(NamedTuple):
         return mask
 
     def search(
-        self, queries: FloatArray, k: int, exclude: Sequence[IntArray] | None = None
+        self,
+        queries: FloatArray,
+        k: int,
+        exclude: Sequence[IntArray] | None = None,
+        gone: IntArray | None = None,
     ) -> SearchResult:
-        """Return the best `k` rows of each query by scanning all of them, a block at a time."""
+        """Return the best `k` rows of each query by scanning all of them, a block at a time.
+
+        Args:
+            queries: `float32[n, D]`.
+            k: How many.
+            exclude: One array of labels a query.
+            gone: Rows that no answer may hold, which is cheaper than excluding their labels.
+        """
         block = max(1, _BLOCK_SCORES // max(1, len(self.ids)))
         answers = [
             self._search_block(
                 queries[start : start + block],
                 k,
                 None if exclude is None else exclude[start : start + block],
+                gone,
             )
             for start in range(0, len(queries), block)
         ]
@@ -98,9 +110,15 @@ class VectorRows(NamedTuple):
         )
 
     def _search_block(
-        self, queries: FloatArray, k: int, exclude: Sequence[IntArray] | None
+        self,
+        queries: FloatArray,
+        k: int,
+        exclude: Sequence[IntArray] | None,
+        gone: IntArray | None,
     ) -> SearchResult:
         scores = queries @ self.vectors.T
+        if gone is not None:
+            scores[:, gone] = -np.inf
         for row, labels in enumerate(exclude or ()):
             scores[row, self.known(check_ids(labels))] = -np.inf
         best = top_k(scores, k)
