@@ -65,7 +65,7 @@ test: $(DEV_INSTALLED) ## the tests, at most 10 minutes on 2 cores
 test-effects: $(DEV_INSTALLED) ## break the code on purpose, formula by formula: the tests must notice
 	$(BIN)/python scripts/mutate.py tests/mutations.toml
 
-test-faults: $(DEV_INSTALLED) ## the long checks: slow tests, then test-effects
+test-faults: $(DEV_INSTALLED) ## the long checks: slow tests, then test-effects; at most 15 minutes on 2 cores
 	$(BIN)/python -m pytest tests -m slow $(PYTEST_ARGS)
 	@$(MAKE) --no-print-directory test-effects
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import ModuleType
 
@@ -47,9 +48,13 @@ def small_repository(folder: Path, *entries: str) -> Path:
 
 
 def run_mutants(folder: Path, *entries: str) -> tuple[int, str]:
-    table = small_repository(folder, *entries)
+    return run_table(small_repository(folder, *entries))
+
+
+def run_table(table: Path) -> tuple[int, str]:
+    folder = table.parent
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), str(table), "--root", str(folder)],
+        [sys.executable, str(SCRIPT), str(table), "--root", str(folder), "--warm", ""],
         capture_output=True,
         text=True,
         check=False,
@@ -77,6 +82,88 @@ def test_survivors_stale_and_broken_mutants_fail(tmp_path: Path) -> None:
     results = [line.split()[0] for line in output.splitlines() if "src/small.py:" in line]
     assert results == ["SURVIVED", "STALE", "BROKEN"]
     assert "3 mutants, 3 problems" in output
+
+
+def test_each_mutant_runs_its_own_fault_and_no_other(tmp_path: Path) -> None:
+    """Faults of one length, planted in one second by forks of one process, stay apart."""
+    returncode, output = run_mutants(
+        tmp_path,
+        ENTRY.format(find="2 * x", replace="3 * x", why="triples"),
+        ENTRY.format(find="2 * x", replace="x * 2", why="the same"),
+        ENTRY.format(find="2 * x", replace="4 * x", why="quadruples"),
+        ENTRY.format(find="+ 0", replace="+ 1", why="one more"),
+        ENTRY.format(find="+ 0", replace="+ x", why="x more"),
+    )
+    results = [line.split()[0] for line in output.splitlines() if "src/small.py:" in line]
+    assert results == ["noticed", "SURVIVED", "noticed", "noticed", "noticed"], output
+    assert returncode == 1
+
+
+def test_a_red_test_on_the_untouched_copy_is_broken(tmp_path: Path) -> None:
+    entry = ENTRY.format(find="2 * x + 0", replace="3 * x", why="triples")
+    table = small_repository(tmp_path, entry)
+    (tmp_path / "src" / "small.py").write_text(
+        "def double(x: int) -> int:\n    return 2 * x + 0 - 1\n"
+    )
+    returncode, output = run_table(table)
+    assert returncode == 1
+    assert output.startswith("BROKEN"), output
+    assert "tests fail without a fault" in output
+
+
+def test_code_from_outside_the_copy_is_broken(tmp_path: Path) -> None:
+    """Else a mutant would be tried on the code without its fault, and survive or pass at random."""
+    table = small_repository(tmp_path, ENTRY.format(find="2 * x", replace="3 * x", why="triples"))
+    (tmp_path / "tests" / "test_small.py").write_text(
+        f"import sys\n\nsys.path.insert(0, {str(tmp_path / 'src')!r})\n"
+        "from small import double\n\n\ndef test_double() -> None:\n    assert double(3) == 6\n"
+    )
+    returncode, output = run_table(table)
+    assert returncode == 1
+    assert "imported from outside the copy: small" in output
+    assert "2 problems" in output
+
+
+def test_a_mutant_that_hangs_is_ended_with_what_it_started(
+    mutate: ModuleType, tmp_path: Path
+) -> None:
+    small_repository(tmp_path)
+    (tmp_path / "tests" / "test_small.py").write_text(
+        "import subprocess, sys, time\n\n"
+        "def test_double() -> None:\n"
+        "    code = 'import time; time.sleep(600)'\n"
+        "    child = subprocess.Popen([sys.executable, '-c', code])\n"
+        f"    with open({str(tmp_path / 'pid')!r}, 'w') as file:\n"
+        "        file.write(str(child.pid))\n"
+        "    time.sleep(600)\n"
+    )
+    copy = mutate.copy_repository(tmp_path, tmp_path / "copy")
+    job = mutate.Job(("tests/test_small.py",), limit_s=5.0)
+    (outcome,) = mutate.outcomes(tmp_path, [job], [copy])
+    assert outcome.result == "noticed"
+    assert outcome.detail == "by not ending within 5 s"
+    assert has_ended(int((tmp_path / "pid").read_text()))
+
+
+def has_ended(pid: int) -> bool:
+    """Whether the process is gone within seconds, or waits only to be collected."""
+    for _ in range(500):
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        if state in "ZX":
+            return True
+        threading.Event().wait(0.01)
+    return False
+
+
+def test_the_warm_packages_start_no_thread(mutate: ModuleType) -> None:
+    code = f"import sys; sys.path.insert(0, {str(SCRIPT.parent)!r}); import mutate; "
+    code += "mutate.warm_up(mutate.WARM.split()); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not any(name.startswith("twotower") for name in done.stdout.split())
 
 
 def test_the_table_fits_the_code(mutate: ModuleType) -> None:
