@@ -13,7 +13,7 @@ from twotower.config import Project
 from twotower.data.days import ImportedData, day_limits_ms, event_digest, exact_shuffle, mix64
 from twotower.data.importing import import_tables
 from twotower.data.settings import EventSource, OutcomeColumn, TimeColumn
-from twotower.errors import DataError, MissingExtra, NotReady
+from twotower.errors import CorruptArtifact, DataError, MissingExtra, NotReady
 
 START_MS = 1_650_844_800_000  # 2022-04-25T00:00:00Z
 DAY_MS = 86_400_000
@@ -215,7 +215,7 @@ def test_a_local_day_may_have_23_or_25_hours(day: str, zone: str, hours: int) ->
 
 def test_the_manifest_is_plain_json(data: ImportedData) -> None:
     manifest = msgspec.json.decode((data.folder / "import.json").read_bytes())
-    assert manifest["format_version"] == 1
+    assert manifest["format_version"] == 2
     assert manifest["report"]["events"]["rows"] == 5
     events = manifest["report"]["events"]
     assert events["eliminated"] == 3
@@ -227,3 +227,61 @@ def test_the_manifest_is_plain_json(data: ImportedData) -> None:
         "days/2022-04-26.parquet",
         "eliminated/2022-04-25.parquet",
     }
+
+
+def flip(path: Path, place: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+def test_an_altered_day_is_found_before_it_is_read(data: ImportedData) -> None:
+    path = data.folder / "days" / "2022-04-25.parquet"
+    size = path.stat().st_size
+    for place in range(0, size, max(1, size // 50)):
+        flip(path, place)
+        with pytest.raises(CorruptArtifact, match="altered since the import; nothing was read"):
+            data.day("2022-04-25")
+        flip(path, place)
+    assert len(data.day("2022-04-25"))
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(CorruptArtifact, match="import again"):
+        data.day("2022-04-25")
+    path.unlink()
+    with pytest.raises(CorruptArtifact, match="found nothing"):
+        data.day("2022-04-25")
+
+
+def test_days_that_were_swapped_are_found(data: ImportedData) -> None:
+    first, second = (data.folder / "days" / f"2022-04-{day}.parquet" for day in (25, 26))
+    first.rename(first.with_suffix(".aside"))
+    second.rename(first)
+    first.with_suffix(".aside").rename(second)
+    with pytest.raises(CorruptArtifact, match="altered since the import"):
+        data.day("2022-04-25")
+
+
+def test_an_altered_manifest_is_found(data: ImportedData) -> None:
+    path = data.folder / "import.json"
+    content = msgspec.json.decode(path.read_bytes())
+    content["days"]["2022-04-25"]["rows"] += 1
+    path.write_bytes(msgspec.json.encode(content))
+    with pytest.raises(CorruptArtifact, match="altered since the import, or belongs to another"):
+        ImportedData.open(data.folder.parents[1])
+
+
+def test_an_import_of_the_first_format_is_read(data: ImportedData) -> None:
+    path = data.folder / "import.json"
+    content = msgspec.json.decode(path.read_bytes())
+    content["format_version"] = 1
+    content["files"] = {name: file["bytes"] for name, file in content["files"].items()}
+    path.write_bytes(msgspec.json.encode(content))
+    opened = ImportedData.open(data.folder.parents[1])
+    assert len(opened.day("2022-04-25")) == len(data.day("2022-04-25"))
+    flip(data.folder / "days" / "2022-04-25.parquet", -1)
+    with pytest.raises(CorruptArtifact, match="cannot be read"):
+        opened.day("2022-04-25")
+    content["format_version"] = 3
+    path.write_bytes(msgspec.json.encode(content))
+    with pytest.raises(CorruptArtifact, match="reads up to 2; upgrade twotower"):
+        ImportedData.open(data.folder.parents[1])

@@ -536,6 +536,16 @@ def test_a_damaged_live_import_is_repaired_by_importing_again(tmp_path: Path) ->
     assert len(ImportedData.open(tmp_path / "twotower-data").day("2022-04-25")) == 2
 
 
+def test_an_altered_live_import_is_repaired_by_importing_again(tmp_path: Path) -> None:
+    digest = run(tmp_path, GOOD).digest
+    assert digest is not None
+    day = tmp_path / "twotower-data" / "imported" / digest / "days" / "2022-04-25.parquet"
+    content = day.read_bytes()
+    day.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert run(tmp_path, GOOD).changed
+    assert len(ImportedData.open(tmp_path / "twotower-data").day("2022-04-25")) == 2
+
+
 def test_a_dry_run_reports_and_writes_nothing(tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_text(GOOD)
     report = import_tables(project_of(tmp_path), dry_run=True, now_ms=NOW_MS)
@@ -619,8 +629,8 @@ def test_a_newer_or_torn_import_is_refused(tmp_path: Path) -> None:
     digest = run(tmp_path, GOOD).digest
     manifest = tmp_path / "twotower-data" / "imported" / str(digest) / "import.json"
     text = manifest.read_text()
-    manifest.write_text(text.replace('"format_version": 1', '"format_version": 2'))
-    with pytest.raises(CorruptArtifact, match="format version 2, this twotower reads up to 1"):
+    manifest.write_text(text.replace('"format_version": 2', '"format_version": 3'))
+    with pytest.raises(CorruptArtifact, match="format version 3, this twotower reads up to 2"):
         ImportedData.open(tmp_path / "twotower-data")
     manifest.write_text(text[:50])
     with pytest.raises(CorruptArtifact, match="is unreadable"):

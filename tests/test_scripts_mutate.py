@@ -138,10 +138,10 @@ def test_a_mutant_that_hangs_is_ended_with_what_it_started(
         "    time.sleep(600)\n"
     )
     copy = mutate.copy_repository(tmp_path, tmp_path / "copy")
-    job = mutate.Job(("tests/test_small.py",), limit_s=5.0)
+    job = mutate.Job(("tests/test_small.py",), limit_s=3.0)
     (outcome,) = mutate.outcomes(tmp_path, [job], [copy])
     assert outcome.result == "noticed"
-    assert outcome.detail == "by not ending within 5 s"
+    assert outcome.detail == "by not ending within 3 s"
     assert has_ended(int((tmp_path / "pid").read_text()))
 
 

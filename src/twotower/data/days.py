@@ -5,22 +5,20 @@ from __future__ import annotations
 from datetime import date, datetime, timedelta
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
 
-import msgspec
 import numpy as np
 
 from twotower.data.feature_values import flat_values
 from twotower.data.ids import IdKind
+from twotower.data.import_manifest import ImportManifest, check_file, read_manifest
 from twotower.data.schema import (
-    IMPORT_FORMAT_VERSION,
     DayEntry,
     DayEvents,
     EventIdArray,
     HistoryLists,
     IdArray,
-    ImportedSchema,
     IntArray,
 )
 from twotower.errors import CorruptArtifact, DataError, MissingExtra, NotReady
@@ -32,29 +30,14 @@ __all__ = [
     "DayEntry",
     "DayEvents",
     "HistoryLists",
-    "ImportManifest",
     "ImportedData",
     "day_limits_ms",
     "event_digest",
     "exact_shuffle",
     "id_array",
     "mix64",
-    "read_manifest",
     "require_polars",
 ]
-
-
-class ImportManifest(msgspec.Struct, frozen=True, kw_only=True):
-    """import.json of a version folder; unknown keys of the same format version are ignored."""
-
-    format_version: int
-    digest: str
-    table_schema: ImportedSchema
-    days: dict[str, DayEntry]
-    files: dict[str, int]
-    """Bytes of every data file, by its path in the folder."""
-    report: msgspec.Raw
-    """The import's `ImportReport`."""
 
 
 def mix64(values: EventIdArray) -> EventIdArray:
@@ -101,7 +84,8 @@ class ImportedData:
     """Read-only view of one import; it stays on the version that was live when it was opened.
 
     An import that replaces the data removes the older version: reading from this object then
-    raises `NotReady`, and opening again gives the new data.
+    raises `NotReady`, and opening again gives the new data. Every read compares the file with the
+    checksum that was taken when it was imported, and raises `CorruptArtifact` where it differs.
     """
 
     def __init__(self, folder: Path, manifest: ImportManifest) -> None:
@@ -188,12 +172,18 @@ class ImportedData:
     def _read(self, name: str) -> pl.DataFrame:
         import polars as pl
 
-        try:
-            return pl.read_parquet(self.folder / name)
-        except FileNotFoundError:
+        if not self.folder.is_dir():
             raise NotReady(
                 f"{self.folder / name} is gone: a later import replaced it; open the data again"
-            ) from None
+            )
+        path = check_file(self.folder, name, self.manifest.files[name])
+        try:
+            return pl.read_parquet(path)
+        except pl.exceptions.PolarsError as error:
+            raise CorruptArtifact(
+                f"expected the Parquet file that was imported as {path}, found one that cannot be "
+                f"read: {error}; import again"
+            ) from error
 
 
 def _as_events(frame: pl.DataFrame) -> DayEvents:
@@ -206,30 +196,6 @@ def _as_events(frame: pl.DataFrame) -> DayEvents:
         outcome=frame["outcome"].to_numpy().astype(np.bool_),
         stage=None if stage is None else np.array(stage, dtype=np.str_),
     )
-
-
-def read_manifest(imported: Path) -> ImportManifest | None:
-    """Return the manifest of the live import in the folder `imported`, None where there is none.
-
-    Raises:
-        CorruptArtifact: the pointer or the manifest cannot be understood.
-    """
-    try:
-        name = (imported / "CURRENT").read_text(encoding="ascii").strip()
-        if not name.isalnum():
-            raise CorruptArtifact(f"{imported / 'CURRENT'} names no version; import again")
-        path = imported / name / "import.json"
-        version = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])["format_version"]
-        if version > IMPORT_FORMAT_VERSION:
-            raise CorruptArtifact(
-                f"{path} has format version {version}, this twotower reads up to "
-                f"{IMPORT_FORMAT_VERSION}; upgrade twotower or import again"
-            )
-        return msgspec.json.decode(path.read_bytes(), type=ImportManifest)
-    except FileNotFoundError:
-        return None
-    except (msgspec.MsgspecError, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise CorruptArtifact(f"the import in {imported} is unreadable: {error}") from error
 
 
 def id_array(series: pl.Series) -> IdArray:

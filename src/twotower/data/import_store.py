@@ -14,7 +14,6 @@ reader finds the earlier import or the new one, never a part of one.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -24,11 +23,17 @@ from pathlib import Path
 import msgspec
 import polars as pl
 
-from twotower.data.days import ImportManifest, read_manifest
+from twotower.data.import_manifest import (
+    ImportedFile,
+    ImportManifest,
+    check_file,
+    import_digest,
+    read_manifest,
+)
 from twotower.data.import_report import ImportReport
 from twotower.data.schema import IMPORT_FORMAT_VERSION, DayEntry, ImportedSchema
-from twotower.durable import fsync_folder, replace_file
-from twotower.errors import DataError
+from twotower.durable import digest_file, fsync_file, fsync_folder, replace_file
+from twotower.errors import CorruptArtifact, DataError
 
 __all__ = ["write_import"]
 
@@ -74,9 +79,8 @@ def _write(
     days: dict[str, DayEntry],
     report: ImportReport,
 ) -> ImportReport:
-    sizes, checksum = _write_tables(staging, tables)
-    checksum.update(msgspec.json.encode((IMPORT_FORMAT_VERSION, schema, days), order="sorted"))
-    digest = checksum.hexdigest()
+    files = _write_tables(staging, tables)
+    digest = import_digest(schema, days, files)
     if _is_live(imported, digest):
         return msgspec.structs.replace(report, digest=digest, changed=False)
     report = msgspec.structs.replace(report, digest=digest, changed=True)
@@ -85,7 +89,7 @@ def _write(
         digest=digest,
         table_schema=schema,
         days=days,
-        files=sizes,
+        files=files,
         report=msgspec.Raw(msgspec.json.encode(report)),
     )
     encoded = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
@@ -122,32 +126,29 @@ def _staging(imported: Path) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _write_tables(
-    staging: Path, tables: Mapping[str, pl.DataFrame]
-) -> tuple[dict[str, int], hashlib.blake2b]:
-    """Write every table; return the sizes and a checksum over names and contents."""
-    sizes, checksum = {}, hashlib.blake2b(digest_size=16)
+def _write_tables(staging: Path, tables: Mapping[str, pl.DataFrame]) -> dict[str, ImportedFile]:
+    """Write every table; return what the manifest says of its file."""
+    files = {}
     for name in sorted(tables):
         path = staging / name
         path.parent.mkdir(exist_ok=True)
         tables[name].write_parquet(path, compression="zstd", statistics=True)
-        with path.open("rb") as written:
-            os.fsync(written.fileno())
-            content = hashlib.blake2b()
-            while chunk := written.read(1 << 20):
-                content.update(chunk)
-        sizes[name] = path.stat().st_size
-        checksum.update(name.encode() + b"\0" + content.digest())
-    return sizes, checksum
+        fsync_file(path)
+        files[name] = ImportedFile(*digest_file(path))
+    return files
 
 
 def _is_live(imported: Path, digest: str) -> bool:
-    """Return whether the live version is `digest` and all its files are there in full."""
-    live = read_manifest(imported)
-    if live is None or live.digest != digest:
-        return False
-    paths = {name: imported / digest / name for name in live.files}
-    return all(p.is_file() and p.stat().st_size == live.files[n] for n, p in paths.items())
+    """Return whether the live version is `digest` and all its files are there, unaltered."""
+    try:
+        live = read_manifest(imported)
+        if live is None or live.digest != digest:
+            return False
+        for name, expected in live.files.items():
+            check_file(imported / digest, name, expected)
+    except CorruptArtifact:
+        return False  # the new version replaces what is damaged
+    return True
 
 
 def _make_live(imported: Path, staging: Path, digest: str) -> None:

@@ -36,7 +36,7 @@ BoolArray = npt.NDArray[np.bool_]
 IdArray = npt.NDArray[np.generic]
 """External IDs: `int64[n]`, or UTF-8 bytes `S[n]`; see `twotower.data.ids`."""
 
-IMPORT_FORMAT_VERSION: Final = 1
+IMPORT_FORMAT_VERSION: Final = 2
 EVENT_COLUMNS: Final = ("event_id", "user_id", "item_id", "event_time_ms", "outcome", "stage")
 """Columns of a day file, sorted by (event_time_ms, event_id); `stage` only of the eliminated."""
 
