@@ -6,14 +6,14 @@ with a reason. Legend: `n` events.
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal, NamedTuple
+from typing import Annotated, Any, Final, Literal, NamedTuple
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from twotower.data.ids import IdKind
-from twotower.data.schema import EventIdArray, IdArray, IntArray
+from twotower.data.schema import BoolArray, EventIdArray, IdArray, IntArray
 
 __all__ = [
     "EVENT_KINDS",
@@ -26,6 +26,7 @@ __all__ = [
     "EventKind",
     "IdKinds",
     "fit_ids",
+    "kinds_of",
 ]
 
 EventKind = Literal["impression", "outcome", "candidate"]
@@ -118,6 +119,17 @@ class EventColumns(NamedTuple):
     outcome_names: tuple[str, ...]
     """All outcomes that the log knows: a later read may know more, in the same order."""
     stage_names: tuple[str, ...]
+
+    def take(self, rows: slice | IntArray | BoolArray) -> EventColumns:
+        """Return the columns of some rows."""
+        columns: tuple[Any, ...] = self
+        return EventColumns._make([*(column[rows] for column in columns[:-2]), *columns[-2:]])
+
+
+def kinds_of(event: Event) -> IdKinds:
+    """Return what the IDs of an event are."""
+    sides = (event.user_id, event.item_id)
+    return IdKinds(*("int" if isinstance(value, int) else "str" for value in sides))
 
 
 def fit_ids(event: Event, kinds: IdKinds) -> Event:

@@ -10,9 +10,12 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from enum import IntEnum
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from twotower.data.events import Event, EventColumns
+from twotower.data.events import Event, EventColumns, IdKinds, kinds_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["Appended", "Bounds", "EventLog", "Fate"]
 
@@ -98,6 +101,21 @@ class EventLog(ABC):
     def end(self) -> int:
         """Return the offset after the last event: the number of events ever stored."""
         return self.bounds().end
+
+    @property
+    def id_kinds(self) -> IdKinds | None:
+        """What the log's IDs are; None before the first event, which decides it."""
+        first = self.read_events(self.bounds().begin, 1)
+        return kinds_of(first[0]) if first else None
+
+    def close(self) -> None:  # noqa: B027
+        """Release what is open; the log itself stays."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def wait(
         self, start: int, timeout_s: float, clock: Callable[[], float] = time.monotonic
