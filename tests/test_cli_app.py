@@ -96,6 +96,39 @@ def test_a_refusal_is_one_line_and_an_exit_code(
     assert captured.err.splitlines() == ["error: " + " ".join(str(error).split("\n"))]
 
 
+@pytest.mark.parametrize(
+    ("error", "found"),
+    [
+        (OSError(28, "No space left on device", "a/b"), "at a/b, found: No space left on device;"),
+        (PermissionError(13, "Permission denied"), "freely, found: Permission denied;"),
+        (OSError("80 requested and 8 written"), "freely, found: 80 requested and 8 written;"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line_too(
+    error: OSError,
+    found: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def refuse() -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "app", refuse)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == 1
+    assert line.startswith("error: expected to read and write freely")
+    assert found in line
+    assert "what was live is unchanged" in line
+
+
+def test_a_reader_who_leaves_is_no_error_message() -> None:
+    command = f"{sys.executable} -c 'from twotower.cli.app import main; main()' --help | head -c 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+
+
 def test_quiet_shows_errors_only(capsys: pytest.CaptureFixture[str]) -> None:
     import logging
 

@@ -1,21 +1,28 @@
-"""Publishing, activation, roll-back, pins and prune, killed at every step until none is left."""
+"""Publishing, activation, roll-back, pins and prune: killed at every step, paused, and at once."""
 
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
-from collections.abc import Callable
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from test_publishing_generation import publish_small
+from twotower.errors import LineageError, NotReady
 from twotower.failpoints import VARIABLE
 from twotower.publishing.retention import pin, pins, prune
 from twotower.publishing.store import ModelStore
-from warm_process import KILLED, run
+from warm_process import KILLED, end, run, start
 
 pytestmark = pytest.mark.slow
+
+REFUSED = NotReady.exit_code
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +79,103 @@ def test_killed_at_every_step(
             break
         assert exit_code == KILLED
     assert count > 2
+
+
+@contextmanager
+def stopped_at(step: str, work: Callable[[Path], None], folder: Path) -> Iterator[None]:
+    """While the block runs `work` stands still at a step, holding what it locked; then it ends."""
+    process = start(work, folder, variables={VARIABLE: f"{step}:1:stop"})
+    assert process.pid is not None
+    try:
+        wait_until_stopped(process.pid)
+        yield
+    finally:
+        os.kill(process.pid, signal.SIGCONT)
+    assert end(process) == 0
+
+
+def wait_until_stopped(pid: int) -> None:
+    deadline = time.monotonic() + 60
+    while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+        assert time.monotonic() < deadline, "the process does not stop"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("step", ["stage.made", "commit.folders", "commit.rename"])
+def test_a_paused_publish_keeps_others_out_and_a_roll_back_in(
+    template: Path, tmp_path: Path, step: str
+) -> None:
+    folder = shutil.copytree(template, tmp_path / "store")
+    store = ModelStore(folder)
+    with stopped_at(step, publish, folder):
+        with pytest.raises(NotReady, match="another process is publishing"):
+            publish_small(store, 6)
+        with pytest.raises(NotReady, match="another process is publishing"):
+            prune(store, keep=0)
+        assert store.roll_back().generation == "g-000002"
+        for name in store.names():
+            store.open(name)
+    assert store.names()[-1] == "g-000005"
+    check(folder, {"g-000002"})
+
+
+@pytest.mark.parametrize("step", ["activate.locked", "activate.fsync_aside", "activate.rename"])
+def test_a_paused_activation_keeps_others_out(template: Path, tmp_path: Path, step: str) -> None:
+    folder = shutil.copytree(template, tmp_path / "store")
+    impatient = ModelStore(folder, lock_timeout_s=0.1)
+    with stopped_at(step, activate, folder):
+        with pytest.raises(NotReady, match="another process is activating"):
+            impatient.roll_back()
+        assert impatient.open_live()[0].name in ("g-000003", "g-000004")
+        publish_small(impatient, 6)
+    assert impatient.open_live()[0].name == "g-000004"
+    check(folder, {"g-000004"})
+
+
+def test_who_was_paused_before_his_activation_cannot_undo_a_later_one(
+    template: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(template, tmp_path / "store")
+    store = ModelStore(folder)
+    with stopped_at("commit.parent", publish_and_activate_if_nothing_newer, folder):
+        store.roll_back()
+    assert store.open_live()[0].name == "g-000002"
+    assert store.names()[-1] == "g-000005"
+    check(folder, {"g-000002"})
+
+
+def test_of_publishers_at_once_one_wins(template: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(template, tmp_path / "store")
+    with stopped_at("stage.swept", publish, folder):
+        others = [start(publish_or_say_so, folder) for _ in range(4)]
+        assert [end(process) for process in others] == [REFUSED] * 4
+    assert ModelStore(folder).names()[-1] == "g-000005"
+    crowd = [start(publish_or_say_so, folder) for _ in range(4)]
+    results = [end(process) for process in crowd]
+    assert set(results) <= {0, REFUSED}
+    assert len(ModelStore(folder).names()) == 5 + results.count(0) > 5
+    check(folder, {"g-000003"})
+
+
+def publish(folder: Path) -> None:
+    publish_small(ModelStore(folder), 5)
+
+
+def publish_or_say_so(folder: Path) -> None:
+    try:
+        publish_small(ModelStore(folder), 7)
+    except NotReady:
+        os._exit(REFUSED)
+
+
+def publish_and_activate_if_nothing_newer(folder: Path) -> None:
+    store = ModelStore(folder)
+    sequence = store.open_live()[1].sequence
+    try:
+        store.activate(publish_small(store, 5).name, only_after=sequence)
+    except LineageError:
+        return
+    raise AssertionError("an activation that was decided before a roll-back undid it")
 
 
 def check(folder: Path, may_be_live: set[str]) -> None:

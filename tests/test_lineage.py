@@ -84,6 +84,33 @@ def test_a_refused_night_is_trained_with_the_next_one(project: Project) -> None:
     assert after.trained.distinct_event_ids == after.trained.rows
 
 
+class RollBack:
+    """Progress that rolls back while the night trains, as an operator might."""
+
+    def __init__(self, store: ModelStore) -> None:
+        self._store = store
+
+    def begin(self, task: str, total: int | None = None, unit: str = "examples") -> None:
+        self._store.roll_back(reason="bad answers")
+
+    def advance(self, count: int = 1, **figures: float) -> None:
+        pass
+
+    def end(self) -> None:
+        pass
+
+
+def test_a_night_does_not_undo_what_was_decided_while_it_trained(project: Project) -> None:
+    store = ModelStore(project.data_path)
+    with pytest.raises(LineageError, match=r"found 'g-000001', activation 3, which stays live"):
+        run_night(project, progress=RollBack(store))
+    assert live(project).name == "g-000001"
+    assert store.names()[-1] == "g-000003"  # published, for whoever wants it all the same
+    following = run_night(project)
+    assert following.sequence == 4
+    assert live(project).parent == "g-000001"
+
+
 def test_a_night_that_was_rolled_back_is_trained_with_the_next_one(project: Project) -> None:
     parent = live(project)
     run_night(project, DAYS[1])

@@ -63,9 +63,22 @@ def replace_file(path: Path, content: bytes, at_step: Step = at_nothing) -> None
     """Make `content` the content of `path`: a reader sees the old bytes or the new, whole.
 
     Writes `.NAME.new` beside it, fsyncs, renames, fsyncs the folder. The caller holds the lock.
+    Where the disk is full the old bytes stay, and nothing lies beside them.
     """
     aside = path.with_name(f".{path.name}.new")
     aside.unlink(missing_ok=True)
+    try:
+        _write_aside(aside, content, at_step)
+        os.rename(aside, path)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
+    at_step("rename")
+    fsync_folder(path.parent)
+    at_step("fsync_folder")
+
+
+def _write_aside(aside: Path, content: bytes, at_step: Step) -> None:
     descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
     with open(descriptor, "wb") as stream:
         stream.write(content)
@@ -73,10 +86,6 @@ def replace_file(path: Path, content: bytes, at_step: Step = at_nothing) -> None
         at_step("write_aside")
         os.fsync(stream.fileno())
     at_step("fsync_aside")
-    os.rename(aside, path)
-    at_step("rename")
-    fsync_folder(path.parent)
-    at_step("fsync_folder")
 
 
 def _open_regular(path: Path) -> int:

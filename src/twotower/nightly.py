@@ -46,6 +46,8 @@ class _Parent(NamedTuple):
     name: str | None
     """Of the generation; None for a base model of nothing, which is not published."""
     digest: str
+    sequence: int
+    """Of the activation that is current when the night begins; 0 before the first."""
 
 
 def start_lineage(project: Project, *, progress: Progress = SILENT) -> Checkpoint:
@@ -56,9 +58,10 @@ def start_lineage(project: Project, *, progress: Progress = SILENT) -> Checkpoin
 
     Raises:
         NotReady: nothing is imported.
-        LineageError: no day is imported.
+        LineageError: no day is imported, or something became live in the meantime.
         GateRefused: it did not pass a gate; nothing became live.
     """
+    sequence = _sequence(project)
     data = ImportedData.open(project.data_path)
     checkpoint = train_base_model(
         data,
@@ -69,8 +72,13 @@ def start_lineage(project: Project, *, progress: Progress = SILENT) -> Checkpoin
         progress=progress,
     )
     if checkpoint.meta.trained.rows:
-        _go_live(project, data, checkpoint)
+        _go_live(project, data, checkpoint, sequence)
     return checkpoint
+
+
+def _sequence(project: Project) -> int:
+    live = ModelStore(project.data_path).live()
+    return live.sequence if live else 0
 
 
 class NightPlan(msgspec.Struct, frozen=True):
@@ -128,7 +136,8 @@ def run_night(
         progress: told of every step.
 
     Raises:
-        LineageError: the day was trained already or is not imported, or one before it is missing.
+        LineageError: the day was trained already or is not imported, or one before it is missing;
+            or something else became live while the night trained: that stays live.
         GateRefused: the candidate did not pass a gate; what was live stays live.
         NotReady: nothing is imported, or another process trains a night of this project.
     """
@@ -165,7 +174,7 @@ def _run_night(
         skip=skip,
         miner=_miner(project, parent.name),
     )
-    activation = _go_live(project, data, trained)
+    activation = _go_live(project, data, trained, parent.sequence)
     keeper.discard()
     return activation
 
@@ -189,12 +198,16 @@ def _parent(project: Project, progress: Progress) -> _Parent:
     if store.live() is None:
         base = start_lineage(project, progress=progress)
         if store.live() is None:
-            return _Parent(base, None, "")
-    live = store.open()
-    return _Parent(Checkpoint.load(live.path / "checkpoint"), live.name, live.digest)
+            return _Parent(base, None, "", 0)
+    live, activation = store.open_live()
+    checkpoint = Checkpoint.load(live.path / "checkpoint")
+    return _Parent(checkpoint, live.name, live.digest, activation.sequence)
 
 
-def _go_live(project: Project, data: ImportedData, checkpoint: Checkpoint) -> Activation:
+def _go_live(
+    project: Project, data: ImportedData, checkpoint: Checkpoint, sequence: int
+) -> Activation:
+    """Publish the checkpoint and make it live, unless something did after `sequence`."""
     store = ModelStore(project.data_path)
     generation = publish(
         checkpoint,
@@ -203,7 +216,7 @@ def _go_live(project: Project, data: ImportedData, checkpoint: Checkpoint) -> Ac
         settings=project.publishing,
         display=display_fields(project, data),
     )
-    return store.activate(generation.name)
+    return store.activate(generation.name, only_after=sequence)
 
 
 def prune_project(project: Project, *, keep: int, dry_run: bool = False) -> Pruned:

@@ -6,12 +6,13 @@ run inside their commands, so that `twotower --help` loads no engine.
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated, Final
 
 import typer
 
-from twotower.cli import config, doctor, full, generations, import_, output, retrieve, serve
+from twotower.cli import config, doctor, events, full, generations, import_, output, retrieve, serve
 from twotower.errors import TwoTowerError
 from twotower.overrides import FLAGS
 
@@ -73,14 +74,33 @@ def global_options(
     context.call_on_close(lambda: FLAGS.reset(given))
 
 
-for _group in (import_, full, retrieve, generations, serve, config, doctor):
+for _group in (import_, full, retrieve, generations, serve, events, config, doctor):
     _group.register(app)
 
 
 def main() -> None:
-    """Runs the command line; what this package refuses becomes one line and an exit code."""
+    """Runs the command line; what this package refuses becomes one line and an exit code.
+
+    So does what the operating system refuses: a full disk, a missing permission.
+    """
     try:
         app()
     except TwoTowerError as error:
         output.print_error(str(error))
         sys.exit(error.exit_code)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads any more
+        sys.exit(TwoTowerError.exit_code)
+    except OSError as error:
+        output.print_error(_refused_by_system(error))
+        sys.exit(TwoTowerError.exit_code)
+
+
+def _refused_by_system(error: OSError) -> str:
+    """What to tell of it: all that is published is written aside first, so it stays whole."""
+    where = f" at {error.filename}" if error.filename else ""
+    return (
+        f"expected to read and write freely{where}, found: {error.strerror or error}; what was "
+        "live is unchanged and nothing half written is used; free disk space or correct the "
+        "permissions, then give the same command again"
+    )

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from twotower.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption
 from twotower.cli.output import console, emit_json
+from twotower.durable import replace_file
 from twotower.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def init(
     template = resources.files("twotower.cli") / "project_template.toml"
     if file.exists() and not force:
         raise ConfigError(f"{file} is there already and is unchanged; replace it with --force")
-    file.write_text(template.read_text(encoding="utf-8"), encoding="utf-8")
+    replace_file(file, template.read_bytes())
     console.print(f"wrote {escape(str(file))}; fill it in, then: twotower import --dry-run")
 
 

@@ -13,6 +13,7 @@ reader finds the earlier import or the new one, never a part of one.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
@@ -132,10 +133,17 @@ def _write_tables(staging: Path, tables: Mapping[str, pl.DataFrame]) -> dict[str
     for name in sorted(tables):
         path = staging / name
         path.parent.mkdir(exist_ok=True)
-        tables[name].write_parquet(path, compression="zstd", statistics=True)
+        _write_table(tables[name], path)
         fsync_file(path)
         files[name] = ImportedFile(*digest_file(path))
     return files
+
+
+def _write_table(table: pl.DataFrame, path: Path) -> None:
+    try:
+        table.write_parquet(path, compression="zstd", statistics=True)
+    except pl.exceptions.PolarsError as error:  # also what a full disk looks like from there
+        raise OSError(errno.EIO, f"polars could not write: {error}", str(path)) from error
 
 
 def _is_live(imported: Path, digest: str) -> bool:

@@ -7,6 +7,7 @@ from run to run.
 
 from __future__ import annotations
 
+import errno
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -76,8 +77,15 @@ class NativeEngine(ABC):
         return np.asarray(rows, dtype=np.int64)
 
     def write(self, native: Any, path: Path) -> None:
-        """Write the native index to one file."""
-        load_faiss().write_index(native, str(path))
+        """Write the native index to one file.
+
+        Raises:
+            OSError: the disk is full, or may not be written.
+        """
+        try:
+            load_faiss().write_index(native, str(path))
+        except RuntimeError as error:
+            raise OSError(errno.EIO, f"Faiss could not write: {error}", str(path)) from error
 
     def open(self, path: Path, mmap: bool, shape: tuple[int, int]) -> Any:
         """Return a written index of `shape` M, D. Only for a file whose checksum was verified.

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Final
 
 from twotower.durable import Step, exclusive, fsync_folder
-from twotower.errors import CorruptArtifact, GateRefused, NotReady, suggestion
+from twotower.errors import CorruptArtifact, GateRefused, LineageError, NotReady, suggestion
 from twotower.failpoints import failpoint
 from twotower.publishing.activation import (
     Action,
@@ -140,7 +140,13 @@ class ModelStore:
         return path
 
     def activate(
-        self, name: str, *, force: bool = False, reason: str = "", dry_run: bool = False
+        self,
+        name: str,
+        *,
+        force: bool = False,
+        reason: str = "",
+        dry_run: bool = False,
+        only_after: int | None = None,
     ) -> Activation:
         """Verify the generation `name` and make it live; nothing happens if it is live already.
 
@@ -149,15 +155,30 @@ class ModelStore:
             force: Activate it although gates refused it; the audit names them.
             reason: Why, for the audit.
             dry_run: Check everything, change nothing, and return what would be live.
+            only_after: Sequence number that must be the current one, 0 before the first: whoever
+                was paused or slow cannot undo what was decided since. None for no condition.
 
         Raises:
             GateRefused: a gate refused it, and `force` was not given.
+            LineageError: something else became live after `only_after`.
             ConfigError, NotReady, CorruptArtifact: as `open`.
         """
         generation = self.open(name)
         forced = _refused_gates(generation, force)
         with self.activating():
+            if only_after is not None:
+                self._check_nothing_newer(name, only_after)
             return self._make_live(generation, "activate", forced, reason, dry_run)
+
+    def _check_nothing_newer(self, name: str, only_after: int) -> None:
+        last = self._last()
+        if last is not None and last.sequence != only_after:
+            raise LineageError(
+                f"expected nothing to become live while '{name}' was made, after activation "
+                f"{only_after}; found '{last.generation}', activation {last.sequence}, which stays "
+                f"live; '{name}' is published: train again from what is live, or overrule with: "
+                f"twotower generations activate {name}"
+            )
 
     def roll_back(self, *, reason: str = "", dry_run: bool = False) -> Activation:
         """Make the generation live again that was live before the current one.

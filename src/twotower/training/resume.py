@@ -80,7 +80,11 @@ class PassKeeper:
         return cursor
 
     def save(self, state: Checkpoint, adam: torch.optim.Adam, cursor: Cursor, step: int) -> None:
-        """Save every `every_steps` steps: write aside, fsync, rename."""
+        """Save every `every_steps` steps: write aside, fsync, rename.
+
+        Where the disk is full the save before it stays, and the night ends: going on unsaved
+        would only meet the same disk when it publishes.
+        """
         if step % self._every_steps:
             return
         from safetensors.numpy import save
@@ -88,6 +92,15 @@ class PassKeeper:
         content = save(_collect(state, adam, cursor))
         self._path.parent.mkdir(parents=True, exist_ok=True)
         aside = self._path.with_suffix(".writing")
+        try:
+            self._write(aside, content)
+            aside.replace(self._path)
+        except OSError:
+            aside.unlink(missing_ok=True)
+            raise
+        failpoint("pass.after_rename")
+
+    def _write(self, aside: Path, content: bytes) -> None:
         failpoint("pass.before_write")
         with aside.open("wb") as file:
             file.write(self._check(content))
@@ -96,8 +109,6 @@ class PassKeeper:
             file.flush()
             os.fsync(file.fileno())
         failpoint("pass.before_rename")
-        aside.replace(self._path)
-        failpoint("pass.after_rename")
 
     def _check(self, saved: bytes | memoryview) -> bytes:
         return hashlib.blake2b(
