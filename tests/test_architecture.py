@@ -80,7 +80,9 @@ LAYERS: Final[dict[str, Layer]] = {
 ENGINES: Final[dict[str, tuple[str, ...]]] = {
     "faiss": ("index.faiss_native",),
     "fastapi": ("serving.app",),
+    "google_crc32c": ("data.tfrecord.frames",),
     "implicit": ("baselines",),
+    "numba": ("data.tfrecord.encode_loops", "data.tfrecord.parse_loops"),
     "onnx": ("model.export",),
     "onnxruntime": ("publishing.encoding",),
     "orjson": ("serving.retrieve_route",),
@@ -95,7 +97,7 @@ ENGINES: Final[dict[str, tuple[str, ...]]] = {
     "threadpoolctl": ("baselines",),
     "torch": ("model", "training", "checkpoint", "publishing.trainer_vectors"),
     "typer": ("cli",),
-    "uvicorn": ("serving.worker",),
+    "uvicorn": ("serving.worker", "serving.collector_process"),
     "xxhash": ("data", "publishing.delta_files"),
 }
 """Where each third-party engine may be imported while the program runs."""

@@ -18,13 +18,14 @@ from zoneinfo import ZoneInfo
 import msgspec
 from msgspec import inspect
 
+from twotower.data.event_log.settings import EventLogSettings
 from twotower.data.settings import EntitySource, EventSource, HistorySource
 from twotower.errors import ConfigError, suggestion
 from twotower.index.settings import IndexSettings
 from twotower.model.settings import ModelSettings
 from twotower.overrides import FLAGS, Layered, apply_overrides
 from twotower.publishing.settings import PublishingSettings
-from twotower.serving.settings import ServingSettings
+from twotower.serving.settings import CollectorSettings, ServingSettings
 from twotower.training.settings import TrainingSettings
 
 if sys.version_info >= (3, 11):
@@ -64,6 +65,8 @@ class ProjectSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     index: IndexSettings = IndexSettings()
     publishing: PublishingSettings = PublishingSettings()
     serving: ServingSettings = ServingSettings()
+    event_log: EventLogSettings = EventLogSettings()
+    collector: CollectorSettings = CollectorSettings()
 
     def __post_init__(self) -> None:
         """Refuse a time zone that does not exist."""

@@ -24,7 +24,7 @@ from twotower.serving.settings import ServingSettings
 from twotower.serving.shared_memory import SharedMemory
 from twotower.serving.status import WorkerStatus
 
-__all__ = ["Server", "check_reach"]
+__all__ = ["Server", "bind", "check_reach"]
 
 _LOGGER: Final = logging.getLogger("twotower")
 _STOPPING: Final = {signal.SIGTERM, signal.SIGINT}
@@ -67,7 +67,7 @@ class Server:
             MissingExtra: the packages of the server are not installed.
         """
         _import_engines()
-        self._listener = _bind(self._settings.host, self._settings.port)
+        self._listener = bind(self._settings.host, self._settings.port)
         self._lifeline, self._held_end = os.pipe()
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         gc.collect()
@@ -189,7 +189,12 @@ def _resolve(host: str, port: int) -> list[tuple[int, int, int, str, tuple[objec
         raise ConfigError(f"expected an address to listen on, found {host!r}: {error}") from error
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def bind(host: str, port: int) -> socket.socket:
+    """Return a socket that listens there and does not block.
+
+    Raises:
+        ConfigError: the address cannot be bound.
+    """
     family, _, _, _, address = _resolve(host, port)[0]
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:

@@ -1,4 +1,4 @@
-"""Settings of the server; flags of `twotower serve` win over them."""
+"""Settings of the server and of the collector; flags of their commands win over them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated
 
 import msgspec
 
-__all__ = ["ServingSettings"]
+__all__ = ["CollectorSettings", "ServingSettings"]
 
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=3600)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
@@ -39,3 +39,24 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     """After SIGTERM: how long requests are still taken, so that balancers see `/readyz` first."""
     drain_timeout_s: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 20.0
     """After that: how long running requests may take to finish."""
+
+
+class CollectorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where events are taken, and how many at once."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; anything but this machine needs `twotower collect --insecure`."""
+    port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 8081
+    """0 takes a free one."""
+    body_limit_bytes: Positive = 8_000_000
+    """Largest body of a request."""
+    body_timeout_s: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 10.0
+    """How long a request's body may take to arrive."""
+    waiting_limit_bytes: Positive = 64_000_000
+    """Bodies that may wait for the disk together; what comes on top is told to come again (429)."""
+    writers: Annotated[int, msgspec.Meta(ge=1, le=64)] = 8
+    """Requests that are decoded and written at the same time; those that wait share one fsync."""
+    keep_alive_s: Annotated[int, msgspec.Meta(ge=1, le=3600)] = 30
+    """How long an idle connection is kept."""
+    drain_timeout_s: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 20.0
+    """After SIGTERM: how long running requests may take to finish."""

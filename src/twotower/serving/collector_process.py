@@ -1,0 +1,102 @@
+"""`twotower collect`: one process that takes events until it is told to stop.
+
+SIGTERM and SIGINT drain: no new connection is taken, what arrived is stored and answered, the
+exit code is 0. A process that is killed loses nothing that it acknowledged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import uvicorn
+
+from twotower.data.event_log.intake import Intake
+from twotower.data.event_log.settings import EventLogSettings
+from twotower.data.events import IdKinds
+from twotower.serving.collector import Collector
+from twotower.serving.server import bind
+from twotower.serving.settings import CollectorSettings
+
+__all__ = ["CollectorProcess"]
+
+
+class CollectorProcess:
+    """Start, run until a signal; once."""
+
+    def __init__(
+        self,
+        data_path: Path,
+        settings: CollectorSettings,
+        log_settings: EventLogSettings,
+        id_kinds: IdKinds | None,
+    ) -> None:
+        """Bind the address and open the log; events wait in the socket until `run`.
+
+        Raises:
+            ConfigError: the address cannot be bound.
+            DataError, CorruptArtifact, NotReady: the log cannot be opened.
+        """
+        self._listener = bind(settings.host, settings.port)
+        try:
+            self._intake = Intake(data_path, log_settings, id_kinds)
+        except BaseException:
+            self._listener.close()
+            raise
+        self._collector = Collector(self._intake, settings)
+        self._server = _Server(
+            uvicorn.Config(
+                self._collector,
+                http="httptools",
+                loop="uvloop",
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_keep_alive=settings.keep_alive_s,
+                timeout_graceful_shutdown=round(settings.drain_timeout_s),
+            )
+        )
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        host, port = self._listener.getsockname()[:2]
+        is_six = self._listener.family == socket.AF_INET6
+        return f"http://[{host}]:{port}" if is_six else f"http://{host}:{port}"
+
+    def run(self) -> None:
+        """Take events until a signal, then finish what arrived and close the log."""
+        logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+        loop_factory = self._server.config.get_loop_factory()
+        loop = loop_factory() if loop_factory else asyncio.new_event_loop()
+        try:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, self._drain)
+            loop.run_until_complete(self._server.serve(sockets=[self._listener]))
+        finally:
+            loop.close()
+            self._collector.close()
+            self._intake.close()
+
+    def _drain(self) -> None:
+        """Stop; at once when asked again."""
+        if self._collector.is_draining:
+            self._server.force_exit = True
+        self._collector.is_draining = True
+        self._server.should_exit = True
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's, with the signals left to the process: uvicorn would die by the signal again."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Capture none."""
+        yield
