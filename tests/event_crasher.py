@@ -1,0 +1,117 @@
+"""Seeded producers that remember what they sent and what was acknowledged, and a collector that
+is killed under them again and again."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import random
+import threading
+import time
+from pathlib import Path
+from typing import Final
+
+from collector_project import as_lines, free_port, kill, start_collector
+from twotower.data.event_log.contract import make_event
+from twotower.data.events import Event
+
+__all__ = ["Ledger", "crash_collector"]
+
+_PRODUCERS: Final = 3
+_EVENTS_EACH: Final = 10_000_000
+"""Numbers of the events of one producer; more than it can send."""
+_HEADERS: Final = {"Content-Type": "application/x-ndjson"}
+_BAD_ROW: Final = b'{"kind": "impression"}\n'
+
+
+class Ledger:
+    """What all producers know when it is over."""
+
+    def __init__(self) -> None:
+        self.sent: dict[str, Event] = {}
+        self.acknowledged: set[str] = set()
+        self.num_kills = 0
+        self.num_lost_answers = 0
+        """Requests whose answer never came: their events may be stored or not."""
+
+
+class _Producer(threading.Thread):
+    def __init__(self, address: tuple[str, int], ledger: Ledger, seed: str, number: int) -> None:
+        super().__init__()
+        self._random = random.Random(f"{seed}-{number}")
+        self._address = address
+        self._ledger = ledger
+        self._next = number * _EVENTS_EACH
+        self._mine: list[Event] = []
+        self._connection = http.client.HTTPConnection(*address, timeout=30)
+        self.is_stopping = threading.Event()
+
+    def run(self) -> None:
+        while not self.is_stopping.is_set():
+            self._send(self._batch())
+            time.sleep(0.002)
+        self._connection.close()
+
+    def _batch(self) -> list[Event]:
+        """New events, and now and then some again that were sent before."""
+        size = self._random.randint(1, 8)
+        batch = [make_event(number) for number in range(self._next, self._next + size)]
+        self._next += size
+        if self._mine and self._random.random() < 0.2:
+            batch += self._random.sample(self._mine, min(3, len(self._mine)))
+        self._mine = [*self._mine, *batch][-1000:]
+        self._ledger.sent |= {event.event_id: event for event in batch}
+        return batch
+
+    def _send(self, batch: list[Event]) -> None:
+        """Send until it is acknowledged; or give up after an error, as real producers may."""
+        has_bad_row = self._random.random() < 0.05
+        body = as_lines(batch) + (_BAD_ROW if has_bad_row else b"")
+        while not self.is_stopping.is_set():
+            answer = self._ask(body)
+            if answer is not None:
+                assert [row["row"] for row in answer["rejected"]] == [len(batch)] * has_bad_row
+                self._ledger.acknowledged |= {event.event_id for event in batch}
+                return
+            if self._random.random() < 0.3:
+                return
+
+    def _ask(self, body: bytes) -> dict[str, list[dict[str, int]]] | None:
+        try:
+            self._connection.request("POST", "/v1/events", body, _HEADERS)
+            response = self._connection.getresponse()
+            content = response.read()
+        except ConnectionRefusedError:
+            self.is_stopping.wait(0.02)
+        except (OSError, http.client.HTTPException):
+            self._ledger.num_lost_answers += 1
+        else:
+            assert response.status == 202, content
+            return dict(json.loads(content))
+        self._connection.close()
+        return None
+
+
+def crash_collector(config: Path, seed: str, duration_s: float) -> Ledger:
+    """Produce for so long while the collector is killed at random moments and started again."""
+    port, ledger, dice = free_port(), Ledger(), random.Random(seed)
+    collector = start_collector(config, port)
+    producers = [_Producer(collector.address, ledger, seed, n) for n in range(_PRODUCERS)]
+    for producer in producers:
+        producer.start()
+    end_s = time.monotonic() + duration_s
+    try:
+        while time.monotonic() < end_s:
+            time.sleep(dice.uniform(0.02, 0.7))
+            kill(collector)
+            ledger.num_kills += 1
+            collector = start_collector(config, port)
+    finally:
+        for producer in producers:
+            producer.is_stopping.set()
+        for producer in producers:
+            producer.join()
+        with contextlib.suppress(ProcessLookupError):
+            kill(collector)
+    return ledger
