@@ -213,11 +213,9 @@ def rejected(
     if as_json:
         emit_json(found)
         return
-    table = Table("number", "received", "code", "reason", "row")
     for letter in found:
-        values = (str(letter.number), _time(letter.received_ms), letter.code, letter.reason)
-        table.add_row(*(escape(value) for value in values), escape(letter.row))
-    console.print(table)
+        head = f"{letter.number}  {_time(letter.received_ms)}  {letter.code}: {letter.reason}"
+        console.print(f"{head}\n    {letter.row}", markup=False, emoji=False)
 
 
 def _letter_counts(project: Project) -> dict[str, int]:
