@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -84,7 +85,9 @@ def test_the_index_holds_the_corpus_under_item_positions(store: ModelStore) -> N
 
 def test_the_manifest_says_what_was_trained_and_measured(store: ModelStore) -> None:
     turnover = Turnover(admitted_users=4, admitted_items=5, evicted_users=6, evicted_items=7)
-    checkpoint = tiny_checkpoint(seed=3).replace_meta(turnover=turnover)
+    turnover = msgspec.structs.replace(turnover, forgotten_users=8)
+    negatives = {"hard_candidates": 30, "hard_known": 20, "hard_drawn": 10}
+    checkpoint = tiny_checkpoint(seed=3).replace_meta(turnover=turnover, negatives=negatives)
     generation = publish(
         checkpoint, store, index=INDEX, metrics={"recall_at_50": 0.3, "undefined": float("nan")}
     )
@@ -96,6 +99,9 @@ def test_the_manifest_says_what_was_trained_and_measured(store: ModelStore) -> N
     assert manifest.counts == {
         "users": 12, "items": 60, "corpus": 57, "user_rows": 11, "item_rows": 59,
         "admitted_users": 4, "admitted_items": 5, "evicted_users": 6, "evicted_items": 7,
+        "forgotten_users": 8, "seen_items": len(checkpoint.user_state.seen.values),
+        "user_feature_rows": checkpoint.user_features.num_rows,
+        "item_feature_rows": checkpoint.item_features.num_rows, **negatives,
     }  # fmt: skip
     assert manifest.metrics == {"recall_at_50": 0.3}
     assert manifest.index.engine == "exact"

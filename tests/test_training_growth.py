@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from tiny_checkpoint import tiny_checkpoint
+from toy import write_project
+from toy_lineage import ToyLineage
 from twotower.checkpoint import Checkpoint, Turnover
 from twotower.data.ids import IdMap
-from twotower.training.growth import admit, evict
+from twotower.training.growth import admit, evict, forget
 from twotower.training.settings import AdmissionSettings
 
 DAY = 100
@@ -90,3 +93,56 @@ def test_positions_and_ids_stay(state: Checkpoint) -> None:
     restored = IdMap.from_arrays(state.users.arrays())
     np.testing.assert_array_equal(restored.rows, state.users.rows)
     assert restored.num_rows == state.users.num_rows
+
+
+def lists_of(state: Checkpoint) -> list[tuple[list[int], list[int]]]:
+    seen, recent = state.user_state.seen, state.user_state.recent
+    return [(seen.list_at(n).tolist(), recent.list_at(n).tolist()) for n in range(len(state.users))]
+
+
+def test_who_had_no_event_for_long_is_forgotten_and_nobody_else(state: Checkpoint) -> None:
+    before = lists_of(state)
+    assert forget(state, np.arange(6), 80, 14) == 0  # nobody was met before: all count from now
+    assert forget(state, np.array([0, 3]), 94, 14) == 0
+    assert lists_of(state) == before
+    absent = [user for user in range(len(before)) if user not in (0, 3)]
+    assert forget(state, np.array([0]), 95, 14) == sum(any(before[user]) for user in absent) > 3
+    assert lists_of(state) == [([], []) if user in absent else before[user] for user in range(12)]
+    assert forget(state, np.array([0]), 96, 14) == 0  # once each
+    assert lists_of(state)[3] == before[3]
+
+
+def test_impressions_without_a_click_keep_a_user_in_mind_and_zero_forgets_nobody(
+    state: Checkpoint,
+) -> None:
+    before = lists_of(state)
+    for day in range(80, 120):
+        assert forget(state, np.array([5]), day, 0) == 0
+    assert lists_of(state) == before
+    assert state.last_event_day.tolist() == [80] * 5 + [119] + [80] * 6
+    forget(state, np.array([], np.int64), 120, 1)
+    assert lists_of(state)[5] == before[5]
+    assert not any(map(any, lists_of(state)[:5]))
+
+
+def test_newcomers_count_from_their_first_night(state: Checkpoint) -> None:
+    state.last_event_day = np.full(8, 70, np.int64)
+    before = lists_of(state)
+    forget(state, np.array([], np.int64), 80, 5)
+    assert not any(map(any, lists_of(state)[:8]))
+    assert lists_of(state)[8:] == before[8:]
+
+
+def test_the_newest_seen_items_are_kept_from_the_history_on(tmp_path: Path) -> None:
+    limit = 7
+    free = ToyLineage(write_project(tmp_path / "free", num_days=1))
+    text = f"[training.user_state]\nseen_limit = {limit}"
+    bounded = ToyLineage(write_project(tmp_path / "bounded", num_days=1, training=text))
+    for state, all_seen in (
+        (bounded.base, free.base),
+        (bounded.full(bounded.base, "2024-03-01"), free.full(free.base, "2024-03-01")),
+    ):
+        for user in range(len(state.users)):
+            found, everything = (s.user_state.seen.list_at(user) for s in (state, all_seen))
+            assert found.tolist() == everything[-limit:].tolist()
+    assert (all_seen.user_state.seen.lengths() > limit).all()

@@ -14,12 +14,10 @@ import torch
 
 from staged_log import DAYS, write_staged_project
 from toy import NUM_ITEMS
+from toy_lineage import ToyLineage
 from twotower.checkpoint import Checkpoint
-from twotower.config import Project
-from twotower.data.days import ImportedData
 from twotower.data.examples import Examples
 from twotower.data.held_out import HoldOutRule
-from twotower.data.importing import import_tables
 from twotower.data.schema import IntArray
 from twotower.data.user_state import Ragged
 from twotower.errors import ConfigError, DataError
@@ -27,9 +25,7 @@ from twotower.model.losses import select_loss
 from twotower.model.row_negatives import NO_ITEM
 from twotower.publishing.trainer_vectors import trainer_item_vectors, trainer_user_vectors
 from twotower.training import full_update, training_pass
-from twotower.training.base_model import train_base_model
 from twotower.training.batches import Batch, BatchMaker, NegativeLists
-from twotower.training.full_update import run_full_update
 from twotower.training.settings import HardNegativeSettings, ShownNegativeSettings, TrainingSettings
 from twotower.training.step import Stepper, load_adam
 
@@ -39,20 +35,11 @@ STRONG = msgspec.structs.replace(LOGGED, weight=3.0)
 MINED = HardNegativeSettings(source="mined", share=0.1, weight=1.0)
 
 
-class Lineage:
+class Lineage(ToyLineage):
     """The staged log and its base model."""
 
     def __init__(self, folder: Path, **named: Any) -> None:
-        self.project: Project = write_staged_project(folder, **named)
-        import_tables(self.project)
-        self.data = ImportedData.open(self.project.data_path)
-        self.base = train_base_model(
-            self.data,
-            users=self.project.users,
-            items=self.project.items,
-            model=self.project.model,
-            training=self.project.training,
-        )
+        super().__init__(write_staged_project(folder, **named))
 
     def training(
         self, hard: HardNegativeSettings, shown: ShownNegativeSettings | None = None, **named: Any
@@ -61,13 +48,6 @@ class Lineage:
             self.project.training.negatives, hard=hard, shown=shown or ShownNegativeSettings()
         )
         return msgspec.structs.replace(self.project.training, negatives=negatives, **named)
-
-    def full(
-        self, parent: Checkpoint, day: str, training: TrainingSettings, **named: Any
-    ) -> Checkpoint:
-        return run_full_update(
-            parent, self.data, day, model=self.project.model, training=training, **named
-        )
 
     def all_days(self, training: TrainingSettings) -> Checkpoint:
         full = msgspec.structs.replace(training.full, batch_size=16, epochs=3)
@@ -217,6 +197,9 @@ def test_no_positive_known_up_to_the_cut_is_on_a_list(
     unseen = logged - clicked - clicked_and_seen(with_history, state, DAYS[0])[1]
     trained = set(passes.examples[-1].user.tolist())
     assert {pair for pair in unseen if pair[0] in trained} == found
+    of_trained = {pair for pair in logged if pair[0] in trained}
+    assert state.meta.negatives["hard_candidates"] == len(found)
+    assert state.meta.negatives["hard_known"] == len(of_trained - found) > 0
 
 
 def test_who_is_held_out_tonight_has_no_list(lineage: Lineage, passes: Passes) -> None:
@@ -240,6 +223,32 @@ def test_shown_and_not_clicked_is_a_source_of_its_own(lineage: Lineage, passes: 
     assert (shown.weight, shown.share) == (0.3, 0.05)
     clicked, seen = clicked_and_seen(lineage, state, DAYS[0])
     assert passes.pairs(1) == {p for p in seen - clicked if p[0] in {u for u, _ in clicked}}
+    counts = state.meta.negatives
+    assert counts["shown_candidates"] == len(passes.pairs(1))
+    assert counts["shown_known"] == len(clicked)
+    assert set(counts) == {
+        f"{source}_{count}"
+        for source in ("hard", "shown")
+        for count in ("candidates", "known", "drawn")
+    }
+
+
+def test_what_was_drawn_is_counted_as_it_went_through_a_step(
+    lineage: Lineage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn, step = [], Stepper.step
+
+    def counting(self: Stepper, batch: Batch, generator: torch.Generator) -> float:
+        drawn.append([int((own.places >= 0).sum()) for own in batch.row_negatives])
+        return step(self, batch, generator)
+
+    monkeypatch.setattr(Stepper, "step", counting)
+    both = lineage.training(LOGGED, ShownNegativeSettings(weight=0.3, share=0.05))
+    counts = lineage.full(lineage.base, DAYS[0], both).meta.negatives
+    assert [counts["hard_drawn"], counts["shown_drawn"]] == np.sum(drawn, axis=0).tolist()
+    assert counts["hard_drawn"] > 100
+    off = lineage.full(lineage.base, DAYS[0], lineage.training(HardNegativeSettings()))
+    assert off.meta.negatives == {}
 
 
 def test_it_is_off_by_default_and_by_a_weight_of_zero(lineage: Lineage, passes: Passes) -> None:

@@ -6,53 +6,33 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import pytest
 
 from toy import write_project
+from toy_lineage import ToyLineage
 from twotower.checkpoint import Checkpoint
-from twotower.data.days import DayEvents, ImportedData, event_digest
+from twotower.data.days import DayEvents, event_digest
 from twotower.data.examples import Examples
 from twotower.data.held_out import HeldOut, HoldOutRule, choose_held_out
-from twotower.data.importing import import_tables
 from twotower.errors import LineageError
 from twotower.training import full_update, held_out, training_pass
-from twotower.training.base_model import train_base_model
-from twotower.training.full_update import run_full_update
 from twotower.training.resume import PassKeeper, pass_key
+from twotower.training.settings import ShownNegativeSettings, TrainingSettings
 
 DAYS = ("2024-03-01", "2024-03-02", "2024-03-03", "2024-03-04")
 RULE = HoldOutRule(positives=40, max_share=0.5, min_positives=10)
 
 
-class Lineage:
-    """The toy log and its base model."""
-
-    def __init__(self, folder: Path) -> None:
-        self.project = write_project(folder, num_days=len(DAYS))
-        import_tables(self.project)
-        self.data = ImportedData.open(self.project.data_path)
-        self.base = train_base_model(
-            self.data,
-            users=self.project.users,
-            items=self.project.items,
-            model=self.project.model,
-            training=self.project.training,
-        )
+class Lineage(ToyLineage):
+    """The toy log, its base model, and nights that hold out positives."""
 
     def full(
-        self, parent: Checkpoint, day: str, rule: HoldOutRule | None = RULE, **named: Any
+        self, parent: Checkpoint, day: str, training: TrainingSettings | None = None, **named: Any
     ) -> Checkpoint:
-        return run_full_update(
-            parent,
-            self.data,
-            day,
-            model=self.project.model,
-            training=self.project.training,
-            hold_out=rule,
-            **named,
-        )
+        return super().full(parent, day, training, **{"hold_out": RULE, **named})
 
     def positives(self, day: str) -> npt.NDArray[np.uint64]:
         events = self.data.day(day)
@@ -61,7 +41,7 @@ class Lineage:
 
 @pytest.fixture(scope="module")
 def lineage(tmp_path_factory: pytest.TempPathFactory) -> Lineage:
-    return Lineage(tmp_path_factory.mktemp("held-out"))
+    return Lineage(write_project(tmp_path_factory.mktemp("held-out"), num_days=len(DAYS)))
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +126,7 @@ def test_they_are_left_out_one_night_and_trained_the_next(
 def test_over_a_lineage_every_positive_is_trained_once(lineage: Lineage) -> None:
     state, digests = lineage.base, []
     for day, rule in zip(DAYS, (RULE, RULE, None, RULE), strict=True):
-        state = lineage.full(state, day, rule)
+        state = lineage.full(state, day, hold_out=rule)
         digests.append(int(state.meta.trained.digest, 16))
     everything = np.concatenate([lineage.positives(day) for day in DAYS])
     left = sum(digests) + int(state.held_out.digest, 16)
@@ -274,11 +254,17 @@ class _Stopping:
 def test_a_killed_night_goes_on_with_what_it_carried_and_withheld(
     lineage: Lineage, first: Checkpoint, tmp_path: Path
 ) -> None:
+    shown = msgspec.structs.replace(
+        lineage.project.training.negatives, shown=ShownNegativeSettings(weight=0.1, share=0.1)
+    )
+    training = msgspec.structs.replace(lineage.project.training, negatives=shown)
     keeper = PassKeeper(tmp_path / "pass", pass_key(first, DAYS[1], RULE), every_steps=1)
     with pytest.raises(InterruptedError):
-        lineage.full(first, DAYS[1], keeper=keeper, progress=_Stopping(4))
-    found = lineage.full(first, DAYS[1], keeper=keeper)
-    expected = lineage.full(first, DAYS[1])
+        lineage.full(first, DAYS[1], training, keeper=keeper, progress=_Stopping(4))
+    found = lineage.full(first, DAYS[1], training, keeper=keeper)
+    expected = lineage.full(first, DAYS[1], training)
     for name, values in found.arrays().items():
         np.testing.assert_array_equal(values, expected.arrays()[name], err_msg=name)
     assert found.meta.trained.digest == expected.meta.trained.digest
+    assert found.meta.negatives == expected.meta.negatives
+    assert found.meta.negatives["shown_drawn"] > 0

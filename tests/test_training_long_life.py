@@ -22,6 +22,7 @@ pytestmark = pytest.mark.slow
 NUM_DAYS, IMPRESSIONS, NUM_GROUPS = 365, 400, 4
 NUM_ACTIVE = 60
 EVICT_AFTER_DAYS = 10
+SEEN_LIMIT, FORGET_AFTER_DAYS = 30, 20
 FIRST_DAY = date(2024, 1, 1)
 
 CONFIG = f"""
@@ -43,6 +44,9 @@ threads = 1
 accumulator_decay = 0.95
 [training.admission]
 evict_after_days = {EVICT_AFTER_DAYS}
+[training.user_state]
+seen_limit = {SEEN_LIMIT}
+forget_after_days = {FORGET_AFTER_DAYS}
 [training.full]
 batch_size = 64
 uniform = 32
@@ -86,18 +90,23 @@ def test_a_year_keeps_the_tables_small_and_the_quality_steady(tmp_path: Path) ->
     data = ImportedData.open(project.data_path)
     model, training = project.model, project.training
     state = train_base_model(data, users=None, items=None, model=model, training=training)
-    sizes, shares, evicted = [], {}, 0
+    sizes, shares, evicted, kept, forgotten = [], {}, 0, [], 0
     for day in range(NUM_DAYS):
         through = (FIRST_DAY + timedelta(days=day)).isoformat()
         state = run_full_update(state, data, through, model=model, training=training)
         evicted += state.meta.turnover.evicted_users
         sizes.append((state.users.num_rows, state.items.num_rows))
+        forgotten += state.meta.turnover.forgotten_users
+        kept.append(state.user_state.seen.lengths())
         if day % 5 == 0:
             shares[day] = quality(state, day)
     assert len(state.users) > NUM_DAYS
     assert np.max(sizes) <= NUM_ACTIVE + EVICT_AFTER_DAYS + 6
     assert np.min(sizes[30:]) >= NUM_ACTIVE / 2
     assert evicted >= len(state.users) - (state.users.rows > 0).sum() - NUM_ACTIVE / 4
+    assert max(map(np.max, kept)) == SEEN_LIMIT
+    assert max((lengths > 0).sum() for lengths in kept) <= NUM_ACTIVE + FORGET_AFTER_DAYS + 6
+    assert forgotten >= len(state.users) - NUM_ACTIVE - FORGET_AFTER_DAYS - 6
     early = np.mean([share for day, share in shares.items() if 60 <= day < 120])
     late = np.mean([share for day, share in shares.items() if day >= NUM_DAYS - 60])
     assert late > 0.5

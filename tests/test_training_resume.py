@@ -15,7 +15,7 @@ from twotower.checkpoint import Checkpoint
 from twotower.training.resume import Cursor, PassKeeper, pass_key
 from twotower.training.step import load_adam
 
-CURSOR = Cursor(1, 96, np.array([1, 0, 1], np.uint8), 3.25)
+CURSOR = Cursor(1, 96, np.array([1, 0, 1], np.uint8), 3.25, np.array([7, 0]))
 
 
 def keeper_at(folder: Path, day: str = "2024-03-01") -> PassKeeper:

@@ -40,7 +40,7 @@ __all__ = [
     "feature_shape",
 ]
 
-FORMAT_VERSION: Final = 2
+FORMAT_VERSION: Final = 3
 _META, _ARRAYS = "checkpoint.json", "arrays.safetensors"
 _USER_SPEC, _ITEM_SPEC = "user_features.json", "item_features.json"
 Arrays = dict[str, npt.NDArray[np.generic]]
@@ -78,15 +78,19 @@ class Trained(msgspec.Struct, frozen=True, kw_only=True):
     """Held out of the window, to be trained by the next full update."""
     carried_rows: int = 0
     """Held out by the parent, trained now."""
+    drawn_negatives: tuple[int, ...] = ()
+    """Negatives of users' lists that went through a step of the last epoch, a number a source."""
 
 
 class Turnover(msgspec.Struct, frozen=True, kw_only=True):
-    """How many IDs earned or lost an embedding row of their own in this run."""
+    """How many IDs earned or lost an embedding row, or their user state, in this run."""
 
     admitted_users: int = 0
     admitted_items: int = 0
     evicted_users: int = 0
     evicted_items: int = 0
+    forgotten_users: int = 0
+    """Users whose clicks and seen items were dropped, unseen for long."""
 
 
 class CheckpointMeta(msgspec.Struct, frozen=True, kw_only=True):
@@ -100,6 +104,8 @@ class CheckpointMeta(msgspec.Struct, frozen=True, kw_only=True):
     parent: str | None = None
     """Name of the full generation that the run started from."""
     turnover: Turnover = Turnover()
+    negatives: dict[str, int] = {}
+    """Hard and shown negatives: on lists, left out as known positives, and drawn."""
     format_version: int = FORMAT_VERSION
 
 
@@ -126,6 +132,9 @@ class Checkpoint:
     """Item positions that are eligible for retrieval."""
     held_out: HeldOut = field(default_factory=HeldOut.none)
     """Positives of the window that the next full update trains."""
+    last_event_day: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    """`[N]`, for each user position the last day, since 1970, of the newest window with an event of
+    that user; users whom no night has met yet are missing at the end."""
 
     def replace_meta(self, **changes: Any) -> Checkpoint:
         """Return the same state under a changed description."""
@@ -166,6 +175,7 @@ class Checkpoint:
             "popularity": self.popularity.arrays(),
             "corpus": {"items": self.corpus},
             "held_out": self.held_out.arrays(),
+            "user_activity": {"last_event_day": self.last_event_day},
         }
         for part, values in parts.items():
             arrays.update({f"{part}.{name}": value for name, value in values.items()})
@@ -235,7 +245,14 @@ def _assemble(
         popularity=DecayedCounts.from_arrays(part("popularity")),
         corpus=arrays["corpus.items"].astype(np.int64),
         held_out=HeldOut.from_arrays(part("held_out")),
+        last_event_day=_last_event_day(arrays),
     )
+
+
+def _last_event_day(arrays: Arrays) -> npt.NDArray[np.int64]:
+    """Return what formats before 3 did not know as knowing of nobody."""
+    known = arrays.get("user_activity.last_event_day")
+    return np.zeros(0, np.int64) if known is None else known.astype(np.int64)
 
 
 def _assemble_model(

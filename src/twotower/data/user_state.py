@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Ragged", "UserState", "append_ragged", "take_ragged"]
+__all__ = ["Ragged", "UserState", "append_ragged", "newest", "take_ragged"]
 
 IntArray = npt.NDArray[np.int64]
 
@@ -66,10 +66,20 @@ def append_ragged(
     order = np.argsort(all_owners, kind="stable")
     counts = np.bincount(all_owners, minlength=num_lists).astype(np.int64)
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
-    merged = Ragged(np.concatenate([lists.values, values])[order], offsets)
+    return newest(Ragged(np.concatenate([lists.values, values])[order], offsets), limit)
+
+
+def newest(lists: Ragged, limit: int) -> Ragged:
+    """Return the last `limit` values of every list, or all of them where `limit` is 0."""
     if limit == 0:
-        return merged
-    return take_ragged(merged, np.maximum(offsets[:-1], offsets[1:] - limit), offsets[1:])
+        return lists
+    start = np.maximum(lists.offsets[:-1], lists.offsets[1:] - limit)
+    return take_ragged(lists, start, lists.offsets[1:])
+
+
+def _emptied(lists: Ragged, is_emptied: npt.NDArray[np.bool_]) -> Ragged:
+    ends = np.where(is_emptied, lists.offsets[:-1], lists.offsets[1:])
+    return take_ragged(lists, lists.offsets[:-1], ends)
 
 
 def _distinct(lists: Ragged) -> Ragged:
@@ -124,11 +134,11 @@ class UserState(NamedTuple):
             limit=recent_limit,
         )
         shown = append_ragged(self.seen, users, items, num_lists=num_users, limit=0)
-        seen = _distinct(shown)
-        if seen_limit:
-            start = np.maximum(seen.offsets[:-1], seen.offsets[1:] - seen_limit)
-            seen = take_ragged(seen, start, seen.offsets[1:])
-        return UserState(recent, seen)
+        return UserState(recent, newest(_distinct(shown), seen_limit))
+
+    def without(self, is_forgotten: npt.NDArray[np.bool_]) -> UserState:
+        """Return the state in which the users where `is_forgotten[N]` have neither list."""
+        return UserState(_emptied(self.recent, is_forgotten), _emptied(self.seen, is_forgotten))
 
     def arrays(self) -> dict[str, IntArray]:
         """Return the state as named plain arrays."""

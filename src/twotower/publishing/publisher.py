@@ -154,13 +154,15 @@ def _manifest(
 ) -> Manifest:
     meta = checkpoint.meta
     settings = msgspec.json.encode([meta.model, meta.training], order="sorted")
+    trained = msgspec.to_builtins(meta.trained)
+    del trained["drawn_negatives"]  # among the counts, by name
     return Manifest(
         name="",
         kind=meta.kind,
         parent=meta.parent,
         created_at=utc_text(time.time()),
         window=msgspec.convert(msgspec.to_builtins(meta.window), Window),
-        trained=msgspec.convert(msgspec.to_builtins(meta.trained), Trained),
+        trained=msgspec.convert(trained, Trained),
         seed=meta.training.seed,
         settings_digest=digest_bytes(settings),
         vector_dim=built.item_vectors.shape[1],
@@ -173,7 +175,11 @@ def _manifest(
             "corpus": len(checkpoint.corpus),
             "user_rows": checkpoint.users.num_rows,
             "item_rows": checkpoint.items.num_rows,
+            "user_feature_rows": checkpoint.user_features.num_rows,
+            "item_feature_rows": checkpoint.item_features.num_rows,
+            "seen_items": len(checkpoint.user_state.seen.values),
             **msgspec.to_builtins(meta.turnover),
+            **meta.negatives,
         },
         index=IndexEntry(
             engine=built.engine,

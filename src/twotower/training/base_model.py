@@ -21,7 +21,7 @@ from twotower.data.ids import IdMap
 from twotower.data.popularity import DecayedCounts
 from twotower.data.schema import HistoryLists, IntArray
 from twotower.data.settings import EntitySource
-from twotower.data.user_state import Ragged, UserState, append_ragged
+from twotower.data.user_state import Ragged, UserState, append_ragged, newest
 from twotower.errors import LineageError
 from twotower.model.frequency import FrequencyEstimator
 from twotower.model.settings import ModelSettings
@@ -91,7 +91,10 @@ def train_base_model(
     )
     check_trained_once(trained, rows=len(examples), digest=event_digest(examples.event_id))
     state.popularity.grow(len(state.items))
-    state.user_state = UserState(_newest(lists.positives, model.history_length), lists.seen)
+    state.user_state = UserState(
+        newest(lists.positives, model.history_length),
+        newest(lists.seen, training.user_state.seen_limit),
+    )
     return state.replace_meta(trained=trained)
 
 
@@ -232,9 +235,3 @@ def _observe_in_random_order(state: Checkpoint, items: IntArray) -> npt.NDArray[
     log_probability = np.empty(len(items), np.float32)
     log_probability[order] = state.frequency.observe(items[order])
     return log_probability
-
-
-def _newest(lists: Ragged, limit: int) -> Ragged:
-    num_lists = len(lists.offsets) - 1
-    nothing = Ragged.empty(num_lists)
-    return append_ragged(nothing, lists.owners(), lists.values, num_lists=num_lists, limit=limit)

@@ -19,7 +19,14 @@ from twotower.data.held_out import HoldOutRule
 from twotower.data.schema import IntArray
 from twotower.model.settings import ModelSettings
 from twotower.progress import SILENT, Progress
-from twotower.training.growth import EntityTables, admit, evict, learn, refresh_profiles
+from twotower.training.growth import (
+    EntityTables,
+    admit,
+    evict,
+    forget,
+    learn,
+    refresh_profiles,
+)
 from twotower.training.hard_negatives import Miner, NegativeSources, list_negatives
 from twotower.training.held_out import Division, check_division, divide
 from twotower.training.resume import PassKeeper
@@ -70,23 +77,13 @@ def run_full_update(
     check_shapes(parent.meta.model, model)
     window = open_window(data, parent.meta.window, through, skip)
     tables = EntityTables.of(data)
-    state = copy.deepcopy(parent)
-    state.meta = CheckpointMeta(
-        kind="full",
-        window=parent.meta.window,
-        trained=parent.meta.trained,
-        model=model,
-        training=training,
-        parent=parent_name,
-    )
-    state.frequency.learning_rate = training.frequency.learning_rate
-    state.frequency.floor = training.frequency.floor
+    state = _child(parent, parent_name, model, training)
     events = window.events
     users, items = learn(state, tables, events.user_id, events.item_id, window.start_ms)
     division = divide(state, _examples(state, window, users, items), window, hold_out)
     examples = division.examples
     sources = NegativeSources(data, window, users, items, miner)
-    listed = list_negatives(state, sources, division, training.negatives)
+    negatives = list_negatives(state, sources, division, training.negatives)
     turnover = _turn_over(state, examples, day_number(through), training.admission)
     for table in state.model.tables.values():
         table.decay(training.accumulator_decay)
@@ -100,12 +97,36 @@ def run_full_update(
         progress=progress,
         task=f"full update {through}",
         keeper=keeper,
-        listed=listed,
+        listed=negatives.lists,
     )
     trained = check_division(trained, division, window)
     _advance(state, window, users, items, division)
+    forgotten = forget(state, users, day_number(through), training.user_state.forget_after_days)
     refresh_profiles(state, tables, window.window.cut_ms)
-    return state.replace_meta(window=window.window, trained=trained, turnover=turnover)
+    return state.replace_meta(
+        window=window.window,
+        trained=trained,
+        turnover=msgspec.structs.replace(turnover, forgotten_users=forgotten),
+        negatives=negatives.counts(trained.drawn_negatives),
+    )
+
+
+def _child(
+    parent: Checkpoint, parent_name: str | None, model: ModelSettings, training: TrainingSettings
+) -> Checkpoint:
+    """Return a copy of the parent under the settings of this run."""
+    state = copy.deepcopy(parent)
+    state.meta = CheckpointMeta(
+        kind="full",
+        window=parent.meta.window,
+        trained=parent.meta.trained,
+        model=model,
+        training=training,
+        parent=parent_name,
+    )
+    state.frequency.learning_rate = training.frequency.learning_rate
+    state.frequency.floor = training.frequency.floor
+    return state
 
 
 def _turn_over(
@@ -149,6 +170,7 @@ def _advance(
         events.outcome,
         num_users=len(state.users),
         recent_limit=state.meta.model.history_length,
+        seen_limit=state.meta.training.user_state.seen_limit,
     )
     cut_ms = window.window.cut_ms
     # A day column may put an event behind its midnight: it still belongs to this cut.

@@ -22,7 +22,15 @@ from twotower.training.settings import AdmissionSettings
 if TYPE_CHECKING:
     import polars as pl
 
-__all__ = ["EntityTables", "admit", "encode_profiles", "evict", "learn", "refresh_profiles"]
+__all__ = [
+    "EntityTables",
+    "admit",
+    "encode_profiles",
+    "evict",
+    "forget",
+    "learn",
+    "refresh_profiles",
+]
 
 
 class EntityTables(NamedTuple):
@@ -158,3 +166,27 @@ def evict(state: Checkpoint, day: int, evict_after_days: int) -> Turnover:
     for table, rows in kept.items():
         state.model.tables[table].keep(rows)
     return Turnover(evicted_users=num_users, evicted_items=num_items)
+
+
+def forget(state: Checkpoint, users: IntArray, day: int, forget_after_days: int) -> int:
+    """Note who was there, and drop the lists of users without an event for long.
+
+    Args:
+        state: changed in place; its user state is as of the cut.
+        users: `[n]` user positions, one an event of the window, whatever its outcome.
+        day: days since 1970, the last one of the window.
+        forget_after_days: days before `day` without an event; 0 forgets nobody.
+
+    Returns:
+        How many users lost their recent clicks and seen items.
+    """
+    known = state.last_event_day
+    new = np.full(len(state.users) - len(known), day, np.int64)
+    state.last_event_day = np.concatenate([known, new])
+    state.last_event_day[users] = day
+    if not forget_after_days:
+        return 0
+    is_forgotten = state.last_event_day < day - forget_after_days
+    had_any = state.user_state.seen.lengths() + state.user_state.recent.lengths() > 0
+    state.user_state = state.user_state.without(is_forgotten)
+    return int((is_forgotten & had_any).sum())

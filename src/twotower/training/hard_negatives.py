@@ -9,7 +9,7 @@ served again, so nothing is lost by leaving it out. Legend: `n` events, `N` user
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -25,7 +25,7 @@ from twotower.training.held_out import Division
 from twotower.training.settings import HardNegativeSettings, NegativeSettings
 from twotower.training.window import WindowEvents
 
-__all__ = ["Miner", "NegativeSources", "list_negatives"]
+__all__ = ["Listed", "Miner", "NegativeSources", "list_negatives"]
 
 Miner = Callable[[IntArray], Ragged]
 """User positions `int64[n]`, all known to the parent -> `n` lists of item positions."""
@@ -46,9 +46,28 @@ class NegativeSources(NamedTuple):
     miner: Miner | None
 
 
+class Listed(NamedTuple):
+    """The lists of every source that is switched on, and how long they are."""
+
+    names: tuple[str, ...]
+    """`hard` and `shown`, those of them that are on."""
+    lists: tuple[NegativeLists, ...]
+    known: tuple[int, ...]
+    """Pairs of each source that were left out, because the user clicked or saw the item."""
+
+    def counts(self, drawn: Sequence[int]) -> dict[str, int]:
+        """Return the counts for the manifest; `drawn` is what went through a step, by source."""
+        counts = {}
+        for name, lists, known, steps in zip(*self, drawn, strict=True):
+            counts[f"{name}_candidates"] = len(lists.by_user.values)
+            counts[f"{name}_known"] = known
+            counts[f"{name}_drawn"] = steps
+        return counts
+
+
 def list_negatives(
     state: Checkpoint, sources: NegativeSources, division: Division, settings: NegativeSettings
-) -> tuple[NegativeLists, ...]:
+) -> Listed:
     """Return the lists of every source that is switched on.
 
     A user whose positives are held out tonight has none: leaving a held-out positive out of a list
@@ -66,17 +85,18 @@ def list_negatives(
     """
     withheld = state.users.positions(division.withheld.user_id)
     trained = np.setdiff1d(division.examples.user, withheld)
-    lists = []
+    found: dict[str, tuple[NegativeLists, int]] = {}
     hard, shown = settings.hard, settings.shown
     if hard.source != "none" and hard.weight and hard.share:
-        found = _hard(state, sources, trained, hard)
-        by_user = _without_known(state, sources, trained, found, hard.source)
-        lists.append(NegativeLists(by_user, hard.share, hard.weight))
+        pairs = _hard(state, sources, trained, hard)
+        by_user, known = _without_known(state, sources, trained, pairs, hard.source)
+        found["hard"] = NegativeLists(by_user, hard.share, hard.weight), known
     if shown.weight and shown.share:
-        found = sources.users, sources.items
-        by_user = _without_known(state, sources, trained, found, "shown")
-        lists.append(NegativeLists(by_user, shown.share, shown.weight))
-    return tuple(lists)
+        pairs = sources.users, sources.items
+        by_user, known = _without_known(state, sources, trained, pairs, "shown")
+        found["shown"] = NegativeLists(by_user, shown.share, shown.weight), known
+    lists = tuple(lists for lists, _ in found.values())
+    return Listed(tuple(found), lists, tuple(known for _, known in found.values()))
 
 
 def _hard(
@@ -136,8 +156,8 @@ def _mined(state: Checkpoint, miner: Miner | None, users: IntArray) -> _Pairs:
 
 def _without_known(
     state: Checkpoint, sources: NegativeSources, trained: IntArray, found: _Pairs, source: str
-) -> Ragged:
-    """Return the pairs of trained users by user, less what they clicked or saw before."""
+) -> tuple[Ragged, int]:
+    """Return the pairs of trained users by user, less what they clicked or saw before; how many."""
     width = len(state.items)
     of_trained = np.isin(found[0], trained)
     pairs = np.unique(found[0][of_trained] * width + found[1][of_trained])
@@ -152,9 +172,10 @@ def _without_known(
     )
     kept = np.random.default_rng(state.meta.training.seed).permutation(kept)
     num_users = len(state.users)
-    return append_ragged(
+    by_user = append_ragged(
         Ragged.empty(num_users), kept // width, kept % width, num_lists=num_users, limit=0
     )
+    return by_user, len(pairs) - len(kept)
 
 
 def _seen(state: Checkpoint, users: IntArray, width: int) -> IntArray:

@@ -38,6 +38,8 @@ class Cursor(NamedTuple):
     """`[n]`, how often each example went through a step in this epoch."""
     total_loss: float
     """Summed over the examples of this epoch."""
+    drawn_negatives: npt.NDArray[np.int64]
+    """How many negatives of users' lists went through a step in this epoch, a number a source."""
 
 
 def pass_key(parent: Checkpoint, *parts: object) -> str:
@@ -128,6 +130,7 @@ def _collect(
         "cursor.place": np.array([cursor.epoch, cursor.start], np.int64),
         "cursor.times_stepped": cursor.times_stepped,
         "cursor.total_loss": np.array([cursor.total_loss]),
+        "cursor.drawn_negatives": cursor.drawn_negatives,
     }
     for name, parameter in state.model.dense_parameters().items():
         arrays[f"dense.{name}"] = parameter.detach().numpy()
@@ -154,4 +157,6 @@ def _restore(state: Checkpoint, arrays: dict[str, npt.NDArray[np.generic]]) -> C
     }
     epoch, start = (int(value) for value in arrays["cursor.place"])
     times_stepped = arrays["cursor.times_stepped"].astype(np.uint8)
-    return Cursor(epoch, start, times_stepped, float(arrays["cursor.total_loss"].astype(float)[0]))
+    total_loss = float(arrays["cursor.total_loss"].astype(float)[0])
+    drawn = arrays["cursor.drawn_negatives"].astype(np.int64)
+    return Cursor(epoch, start, times_stepped, total_loss, drawn)

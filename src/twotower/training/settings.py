@@ -16,6 +16,7 @@ __all__ = [
     "PassSettings",
     "ShownNegativeSettings",
     "TrainingSettings",
+    "UserStateSettings",
 ]
 
 LossName = Literal["pointwise", "pairwise_hinge", "pairwise_logistic", "listwise"]
@@ -108,6 +109,16 @@ class AdmissionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     """Days without an example after which a full update frees an ID's row; 0 keeps all rows."""
 
 
+class UserStateSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What is kept of a user besides an embedding; by default nothing is dropped."""
+
+    seen_limit: NonNegativeInt = 0
+    """Newest seen items kept per user, 0 for all; older ones may be served again."""
+    forget_after_days: NonNegativeInt = 0
+    """Days without any event after which a full update drops a user's clicks and seen items; 0
+    never does."""
+
+
 class PassSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How one kind of pass goes over its examples."""
 
@@ -150,6 +161,7 @@ class TrainingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     frequency: FrequencySettings = FrequencySettings()
     id_dropout: IdDropoutSettings = IdDropoutSettings()
     admission: AdmissionSettings = AdmissionSettings()
+    user_state: UserStateSettings = UserStateSettings()
 
     def __post_init__(self) -> None:
         """Refuse a pass without any easy negatives."""

@@ -14,8 +14,9 @@ from twotower.data.days import event_digest, exact_shuffle
 from twotower.data.examples import Examples
 from twotower.errors import LineageError
 from twotower.failpoints import failpoint
+from twotower.model.row_negatives import NO_ITEM
 from twotower.progress import Progress
-from twotower.training.batches import BatchMaker, NegativeLists
+from twotower.training.batches import Batch, BatchMaker, NegativeLists
 from twotower.training.resume import Cursor, PassKeeper
 from twotower.training.settings import PassSettings, TrainingSettings
 from twotower.training.step import Stepper, load_adam, save_adam
@@ -58,7 +59,7 @@ def run_pass(
     """
     if training.threads:
         torch.set_num_threads(training.threads)
-    cursor = (keeper and keeper.load(state)) or _start_of(0, examples)
+    cursor = (keeper and keeper.load(state)) or _start_of(0, examples, len(listed))
     maker = BatchMaker(state, examples, example_log_probability, training, schedule, listed)
     running = _Pass(state, examples, maker, training, schedule, pass_number)
     running.keeper = keeper
@@ -69,15 +70,16 @@ def run_pass(
         cursor = running.finish_epoch(cursor, progress)
         if cursor.epoch + 1 == schedule.epochs:
             break
-        cursor = _start_of(cursor.epoch + 1, examples)
+        cursor = _start_of(cursor.epoch + 1, examples, len(listed))
     progress.end()
     state.optimizer = save_adam(state.model, running.adam)
     rows = len(examples) * schedule.epochs - resumed_at
     return _count(examples, cursor, schedule, rows, time.perf_counter() - began)
 
 
-def _start_of(epoch: int, examples: Examples) -> Cursor:
-    return Cursor(epoch, 0, np.zeros(len(examples), np.uint8), 0.0)
+def _start_of(epoch: int, examples: Examples, num_sources: int) -> Cursor:
+    times_stepped = np.zeros(len(examples), np.uint8)
+    return Cursor(epoch, 0, times_stepped, 0.0, np.zeros(num_sources, np.int64))
 
 
 class _Pass:
@@ -109,18 +111,25 @@ class _Pass:
         while cursor.start < len(order):
             indices = order[cursor.start : cursor.start + self._batch_size]
             generator.manual_seed(_mix(*self._seed, cursor.epoch, cursor.start + 1))
-            loss = self._stepper.step(self._maker.make(indices, generator), generator)
+            batch = self._maker.make(indices, generator)
+            loss = self._stepper.step(batch, generator)
             failpoint("pass.after_step")
             cursor.times_stepped[indices] += 1
             cursor = cursor._replace(
                 start=cursor.start + len(indices),
                 total_loss=cursor.total_loss + loss * len(indices),
+                drawn_negatives=cursor.drawn_negatives + _num_drawn(batch),
             )
             if self.keeper is not None:
                 step = -(-cursor.start // self._batch_size)
                 self.keeper.save(self._state, self.adam, cursor, step)
             progress.advance(len(indices), loss=loss)
         return cursor
+
+
+def _num_drawn(batch: Batch) -> npt.NDArray[np.int64]:
+    drawn = [int((own.places != NO_ITEM).sum()) for own in batch.row_negatives]
+    return np.array(drawn, np.int64)
 
 
 def _count(
@@ -137,6 +146,7 @@ def _count(
         loss=cursor.total_loss / max(rows, 1),
         seconds=round(seconds, 3),
         examples_per_s=round(rows_now / max(seconds, 1e-9), 1),
+        drawn_negatives=tuple(cursor.drawn_negatives.tolist()),
     )
 
 
