@@ -6,11 +6,13 @@ import sqlite3
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from serving_project import eventually
 from twotower.data.event_log import EventLog, Fate, open_event_log
 from twotower.data.event_log.contract import EventLogContract, make_event, make_events
+from twotower.data.event_log.known_events import KnownEvents
 from twotower.data.event_log.sqlite import SqliteEventLog
 from twotower.data.events import IdKinds
 from twotower.errors import CorruptArtifact, DataError, NotReady
@@ -167,3 +169,28 @@ def check_killed(folder: Path) -> None:
         whole = log.append(make_events(begin, 70), 6)
         assert (whole.end, log.end()) == (70, 70)
         assert log.read_events(begin, 1000) == make_events(begin, 70)
+
+
+def test_known_events_are_found_in_runs_and_in_the_newest() -> None:
+    generator = np.random.default_rng(0)
+    keys = generator.permutation(300_000).astype(np.uint64)
+    payloads = keys * np.uint64(3)
+    known = KnownEvents(keys[:150_000], payloads[:150_000])
+    for start in range(150_000, 240_000, 1000):
+        known.add(keys[start : start + 1000], payloads[start : start + 1000])
+    assert len(known) == 240_000
+    assert len(known._runs) == 2
+    is_known, found = known.find(keys)
+    assert is_known.tolist() == [True] * 240_000 + [False] * 60_000
+    assert (found[:240_000] == payloads[:240_000]).all()
+
+
+def test_appending_goes_on_through_many_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("twotower.data.event_log.known_events._RUN_ROWS", 16)
+    with open_sqlite(tmp_path) as log:
+        for start in range(0, 500, 25):
+            assert set(log.append(make_events(start, start + 25), 5).fates) == {Fate.STORED}
+        assert set(log.append(make_events(0, 500), 5).fates) == {Fate.DUPLICATE}
+        assert log.append([make_event(7, value=-1.0)], 5).fates == (Fate.CONFLICT,)

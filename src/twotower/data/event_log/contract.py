@@ -140,9 +140,11 @@ class EventLogContract(ABC):
             answer = log.append([*events[2:6], events[5]], received_ms=6)
             assert answer.fates == (*[Fate.DUPLICATE] * 2, *[Fate.STORED] * 2, Fate.DUPLICATE)
             assert answer.end == log.end() == 6
+            twice = log.append([events[7], events[7]], received_ms=6)
+            assert twice == (7, (Fate.STORED, Fate.DUPLICATE))
         with self.open(tmp_path) as log:
             assert set(log.append(events[:6], received_ms=7).fates) == {Fate.DUPLICATE}
-            assert _read_all(log, 100) == events[:6]
+            assert _read_all(log, 100) == [*events[:6], events[7]]
 
     def test_another_event_under_a_used_id_is_a_conflict(self, tmp_path: Path) -> None:
         with self.open(tmp_path) as log:

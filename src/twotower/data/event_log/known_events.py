@@ -42,14 +42,19 @@ class KnownEvents:
 
     def find(self, keys: EventIdArray) -> tuple[BoolArray, EventIdArray]:
         """Return which of `keys` are known, `bool[n]`, and the payloads of those, `uint64[n]`."""
-        newest = [self._newest.get(key) for key in keys.tolist()]
-        is_known = np.array([payload is not None for payload in newest], bool)
-        found = np.array([payload or 0 for payload in newest], np.uint64)
+        is_known, found = np.zeros(len(keys), bool), np.zeros(len(keys), np.uint64)
+        listed = keys.tolist()
+        if not self._newest.keys().isdisjoint(listed):
+            newest = [self._newest.get(key) for key in listed]
+            is_known[:] = [payload is not None for payload in newest]
+            found[:] = [payload or 0 for payload in newest]
+        order = np.argsort(keys)
+        ascending = keys[order]  # neighbours share the cache lines of a search
         for run in self._runs:
-            place = np.minimum(np.searchsorted(run.keys, keys), len(run.keys) - 1)
-            is_here = run.keys[place] == keys
-            is_known |= is_here
-            found[is_here] = run.payloads[place[is_here]]
+            place = np.minimum(np.searchsorted(run.keys, ascending), len(run.keys) - 1)
+            is_here = run.keys[place] == ascending
+            is_known[order[is_here]] = True
+            found[order[is_here]] = run.payloads[place[is_here]]
         return is_known, found
 
     def add(self, keys: EventIdArray, payloads: EventIdArray) -> None:

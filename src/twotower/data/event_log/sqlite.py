@@ -22,14 +22,13 @@ from twotower.data.event_log.blocks import (
     NameCodes,
     columns_of,
     encode_block,
-    event_keys,
     events_of,
-    payloads,
 )
 from twotower.data.event_log.database import open_database, reported, transaction
 from twotower.data.event_log.interface import Appended, Bounds, EventLog, Fate
+from twotower.data.event_log.judging import Batch, judge
 from twotower.data.event_log.known_events import KnownEvents
-from twotower.data.events import MAX_NAMES, Event, EventColumns, IdKinds, kinds_of
+from twotower.data.events import Event, EventColumns, IdKinds, kinds_of
 from twotower.data.ids import IdKind
 from twotower.data.schema import EventIdArray
 from twotower.errors import CorruptArtifact, DataError, LineageError
@@ -67,11 +66,8 @@ ORDER BY first_offset
 class _Call:
     """One append that waits for its turn."""
 
-    def __init__(self, events: Sequence[Event], received_ms: int) -> None:
-        self.events = events
-        self.keys = event_keys(events)
-        self.payloads = payloads(events)
-        self.received_ms = received_ms
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
         self.answer: Appended | None = None
         self.error: BaseException | None = None
 
@@ -128,7 +124,7 @@ class SqliteEventLog(EventLog):
         if not events:
             return Appended(self.end(), ())
         self._check_kinds(events)
-        call = _Call(events, received_ms)
+        call = _Call(Batch.of(events, received_ms))
         with self._queue_lock:
             self._queue.append(call)
         with self._write_lock:  # whoever comes first writes for all that have queued up
@@ -173,7 +169,6 @@ class SqliteEventLog(EventLog):
             with reported(self.path):
                 self._write(calls)
         except BaseException as error:
-            self._known = None  # what this process believes to be stored may be wrong
             for call in calls:
                 call.error = error
             if not isinstance(error, Exception):
@@ -185,9 +180,9 @@ class SqliteEventLog(EventLog):
             failpoint("events.append.begun")
             known = self._catch_up()
             names, begin, end = _names(database), self._seen.begin, self._seen.end
-            judged = _judge(calls, known, names)
+            judged = judge([call.batch for call in calls], known, names)
             received_ms = np.repeat(
-                [call.received_ms for call in calls],
+                [call.batch.received_ms for call in calls],
                 [fates.count(Fate.STORED) for fates in judged.fates],
             ).astype(np.int64)
             _insert_names(database, names, judged.names)
@@ -278,59 +273,6 @@ class SqliteEventLog(EventLog):
             )
             failpoint("events.forget.written")
             return _bounds(database).begin
-
-
-class _Judged(NamedTuple):
-    """What becomes of the events of several calls."""
-
-    events: list[Event]
-    """Those to store, in order."""
-    keys: EventIdArray
-    payloads: EventIdArray
-    fates: list[list[Fate]]
-    """A list a call."""
-    names: NameCodes
-    """All names after storing them."""
-
-
-def _judge(calls: Sequence[_Call], known: KnownEvents, names: NameCodes) -> _Judged:
-    """Decide for each event, in order, whether it is new."""
-    events: list[Event] = []
-    stored: dict[int, int] = {}
-    fates: list[list[Fate]] = []
-    outcomes, stages = dict.fromkeys(names.outcomes), dict.fromkeys(names.stages)
-    for call in calls:
-        is_known, found = known.find(call.keys)
-        fates.append([])
-        rows = zip(
-            *(call.events, call.keys.tolist(), call.payloads.tolist()),
-            *(is_known.tolist(), found.tolist()),
-            strict=True,
-        )
-        for event, key, payload, is_old, old in rows:
-            earlier = old if is_old else stored.get(key)
-            if earlier is not None:
-                fate = Fate.DUPLICATE if earlier == payload else Fate.CONFLICT
-            elif _is_full(outcomes, event.outcome) or _is_full(stages, event.stage):
-                fate = Fate.TOO_MANY_NAMES
-            else:
-                fate = Fate.STORED
-                events.append(event)
-                stored[key] = payload
-            fates[-1].append(fate)
-    keys = np.fromiter(stored.keys(), np.uint64, len(stored))
-    digests = np.fromiter(stored.values(), np.uint64, len(stored))
-    return _Judged(events, keys, digests, fates, NameCodes(tuple(outcomes), tuple(stages)))
-
-
-def _is_full(names: dict[str, None], name: str | None) -> bool:
-    """Note `name`; return whether there is no code left for it."""
-    if name is None or name in names:
-        return False
-    if len(names) >= MAX_NAMES:
-        return True
-    names[name] = None
-    return False
 
 
 def _bounds(database: sqlite3.Connection) -> Bounds:
