@@ -78,8 +78,8 @@ def full_command(folder: Path) -> list[str]:
     return ["-q", "full", "--day", "2024-03-01", "--config", str(folder / "twotower.toml")]
 
 
-def result_of(folder: Path) -> Result:
-    generation = ModelStore(folder / "twotower-data").open()
+def result_of(folder: Path, name: str | None = None) -> Result:
+    generation = ModelStore(folder / "twotower-data").open(name)
     checkpoint = generation.path / "checkpoint"
     specs = [(checkpoint / f"{side}_features.json").read_bytes() for side in ("user", "item")]
     return Result(load_file(checkpoint / "arrays.safetensors"), specs, generation.manifest.trained)
@@ -152,6 +152,52 @@ def test_killed_at_random_moments(template: Path, untouched: Result, tmp_path: P
     with ThreadPoolExecutor(2) as pool:
         killed = sum(pool.map(is_killed, range(NUM_MOMENTS)))
     assert killed > NUM_MOMENTS / 2
+
+
+FROM_NOTHING = (
+    "pass.after_step:3",
+    "pass.before_rename:2",
+    "pass.after_rename:1",
+    "stage.made",
+    "commit.rename",
+    "activate.locked",
+    "pass.after_rename:7",  # of the night that follows
+)
+
+
+@pytest.fixture(scope="module")
+def from_nothing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The toy project with nothing trained."""
+    folder = tmp_path_factory.mktemp("nothing")
+    import_tables(write_project(folder, num_days=1, training=SAVES))
+    return folder
+
+
+def test_a_killed_base_model_goes_on_from_its_save(from_nothing: Path, tmp_path: Path) -> None:
+    unstopped = shutil.copytree(from_nothing, tmp_path / "unstopped")
+    assert full(unstopped) == 0
+    base, expected = result_of(unstopped, "g-000001"), result_of(unstopped)
+
+    def check(failpoint: str) -> None:
+        folder = shutil.copytree(from_nothing, tmp_path / failpoint)
+        assert full(folder, failpoint) == KILLED
+        assert full(folder) == 0, (folder / "output").read_text()
+        assert_same(result_of(folder), expected)
+        parent = ModelStore(folder / "twotower-data").open().manifest.parent
+        assert_same(result_of(folder, parent), base)
+        assert_no_orphan(folder)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(check, FROM_NOTHING))
+
+
+def test_a_base_model_goes_on_and_does_not_begin_again(from_nothing: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(from_nothing, tmp_path / "project")
+    command = [*full_command(folder)[1:]]
+    assert run(run_twotower, *command, variables={VARIABLE: "pass.after_rename:4"}) == KILLED
+    assert (folder / "twotower-data" / "work" / "base.pass").exists()
+    assert run(run_twotower, *command) == 0
+    assert "base.pass' epoch=" in (folder / "output").read_text()
 
 
 def full_with_cursor_saved_before_the_step(*words: str) -> None:

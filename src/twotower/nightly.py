@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -23,7 +24,7 @@ from twotower.publishing.store import ModelStore
 from twotower.training.base_model import train_base_model
 from twotower.training.full_update import run_full_update
 from twotower.training.hard_negatives import Miner
-from twotower.training.resume import PassKeeper, pass_key
+from twotower.training.resume import PassKeeper, pass_key, run_key
 from twotower.training.window import next_day, open_window
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
 
 _LOCK: Final = ".night.lock"
 _SAVE: Final = "full-"
+_BASE_SAVE: Final = "base.pass"
 
 
 class _Parent(NamedTuple):
@@ -54,15 +56,27 @@ def start_lineage(project: Project, *, progress: Progress = SILENT) -> Checkpoin
     """Train the first model of a lineage; publish it and make it live if it learned anything.
 
     Without a history there is nothing to train a base model on: it is the random start of the
-    first night and nothing that anybody should be served.
+    first night and nothing that anybody should be served. One that was killed goes on from its
+    last save.
 
     Raises:
-        NotReady: nothing is imported.
+        NotReady: nothing is imported, or another process trains a night of this project.
         LineageError: no day is imported, or something became live in the meantime.
         GateRefused: it did not pass a gate; nothing became live.
     """
+    with _training(project):
+        return _start_lineage(project, progress)
+
+
+def _start_lineage(project: Project, progress: Progress) -> Checkpoint:
     sequence = _sequence(project)
     data = ImportedData.open(project.data_path)
+    features = (project.users, project.items)
+    keeper = PassKeeper(
+        project.data_path / "work" / _BASE_SAVE,
+        run_key(data.digest, project.model, project.training, features),
+        project.training.save_every_steps,
+    )
     checkpoint = train_base_model(
         data,
         users=project.users,
@@ -70,10 +84,21 @@ def start_lineage(project: Project, *, progress: Progress = SILENT) -> Checkpoin
         model=project.model,
         training=project.training,
         progress=progress,
+        keeper=keeper,
     )
     if checkpoint.meta.trained.rows:
         _go_live(project, data, checkpoint, sequence)
+    keeper.discard()
     return checkpoint
+
+
+@contextmanager
+def _training(project: Project) -> Iterator[Path]:
+    """Keep other nights out; give the folder where the saves of this one lie."""
+    work = project.data_path / "work"
+    work.mkdir(parents=True, exist_ok=True)
+    with exclusive(work / _LOCK, "training a night", timeout_s=0.0):
+        yield work
 
 
 def _sequence(project: Project) -> int:
@@ -141,9 +166,7 @@ def run_night(
         GateRefused: the candidate did not pass a gate; what was live stays live.
         NotReady: nothing is imported, or another process trains a night of this project.
     """
-    work = project.data_path / "work"
-    work.mkdir(parents=True, exist_ok=True)
-    with exclusive(work / _LOCK, "training a night", timeout_s=0.0):
+    with _training(project):
         return _run_night(project, through, skip, progress)
 
 
@@ -196,7 +219,7 @@ def _hold_out_rule(project: Project) -> HoldOutRule:
 def _parent(project: Project, progress: Progress) -> _Parent:
     store = ModelStore(project.data_path)
     if store.live() is None:
-        base = start_lineage(project, progress=progress)
+        base = _start_lineage(project, progress)
         if store.live() is None:
             return _Parent(base, None, "", 0)
     live, activation = store.open_live()
@@ -234,7 +257,7 @@ def prune_project(project: Project, *, keep: int, dry_run: bool = False) -> Prun
     work = project.data_path / "work"
     if not work.is_dir():
         return prune(ModelStore(project.data_path), keep=keep, dry_run=dry_run)
-    with exclusive(work / _LOCK, "training a night", timeout_s=0.0):
+    with _training(project):
         store = ModelStore(project.data_path)
         pruned = prune(store, keep=keep, dry_run=dry_run)
         saves = _finished_saves(work, store)
@@ -248,11 +271,13 @@ def prune_project(project: Project, *, keep: int, dry_run: bool = False) -> Prun
 def _finished_saves(work: Path, store: ModelStore) -> list[Path]:
     """Return the saves of days that are live by now, and those that were never finished."""
     through = store.open(verify=False).manifest.window.through_day if store.live() else None
-    return [
+    saves = [
         path
         for path in sorted(work.glob(f"{_SAVE}*"))
         if path.suffix == ".writing" or path.stem.removeprefix(_SAVE) <= (through or "")
     ]
+    base = [work / _BASE_SAVE] if store.live() else []
+    return [path for path in [*base, *saves, *work.glob("base.writing")] if path.exists()]
 
 
 def display_fields(project: Project, data: ImportedData) -> Mapping[Id, Mapping[str, object]]:

@@ -28,6 +28,7 @@ from twotower.model.settings import ModelSettings
 from twotower.model.towers import TwoTower
 from twotower.progress import SILENT, Progress
 from twotower.training.growth import EntityTables, admit, learn
+from twotower.training.resume import PassKeeper
 from twotower.training.settings import TrainingSettings
 from twotower.training.training_pass import check_trained_once, run_pass
 from twotower.training.window import day_number
@@ -50,6 +51,7 @@ def train_base_model(
     model: ModelSettings,
     training: TrainingSettings,
     progress: Progress = SILENT,
+    keeper: PassKeeper | None = None,
 ) -> Checkpoint:
     """Return the checkpoint that the first full update starts from.
 
@@ -60,6 +62,7 @@ def train_base_model(
         model: shapes.
         training: settings; the pass is `training.base`.
         progress: told of every step.
+        keeper: saves the running pass and finds what was saved; None for neither.
 
     Raises:
         LineageError: no day is imported.
@@ -88,6 +91,7 @@ def train_base_model(
         pass_number=0,
         progress=progress,
         task="base model",
+        keeper=keeper,
     )
     check_trained_once(trained, rows=len(examples), digest=event_digest(examples.event_id))
     state.popularity.grow(len(state.items))

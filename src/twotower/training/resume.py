@@ -22,7 +22,7 @@ from twotower.checkpoint import Checkpoint
 from twotower.failpoints import failpoint
 from twotower.training.step import save_adam
 
-__all__ = ["Cursor", "PassKeeper", "pass_key"]
+__all__ = ["Cursor", "PassKeeper", "pass_key", "run_key"]
 
 _LOGGER: Final = logging.getLogger("twotower")
 _CHECK_BYTES: Final = 32
@@ -45,9 +45,12 @@ class Cursor(NamedTuple):
 def pass_key(parent: Checkpoint, *parts: object) -> str:
     """Return a name for the one run that follows from a parent, a window and settings."""
     trained = msgspec.structs.replace(parent.meta.trained, seconds=0.0, examples_per_s=0.0)
-    meta = msgspec.structs.replace(parent.meta, trained=trained)
-    described = msgspec.json.encode([meta, *parts])
-    return hashlib.blake2b(described, digest_size=16).hexdigest()
+    return run_key(msgspec.structs.replace(parent.meta, trained=trained), *parts)
+
+
+def run_key(*parts: object) -> str:
+    """Return a name for the one run that follows from `parts`, 32 hexadecimal digits."""
+    return hashlib.blake2b(msgspec.json.encode(parts), digest_size=16).hexdigest()
 
 
 class PassKeeper:

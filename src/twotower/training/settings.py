@@ -146,7 +146,7 @@ class TrainingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     accumulator_decay: Share = 1.0
     """Factor on every Adagrad accumulator at the start of a full update; 1 keeps it."""
     save_every_steps: PositiveInt = 500
-    """Steps between two saves of a running full update, from which a killed one goes on."""
+    """Steps between two saves of a running pass, from which a killed one goes on."""
     seed: NonNegativeInt = 0
     """Of everything random; the same seed, data and threads give the same bits."""
     threads: NonNegativeInt = 0
