@@ -66,6 +66,20 @@ def test_a_file_is_ingested_once(twotower: Twotower, tmp_path: Path) -> None:
     assert "twotower events rejected" in text
 
 
+def test_a_table_is_read_by_the_projects_mapping(twotower: Twotower, tmp_path: Path) -> None:
+    file = tmp_path / "log.csv"
+    file.write_text("user,item,time\n1,10,1700000000\n,11,1700000001\n2,12,1700000002\n")
+    found = twotower.json("ingest", str(file))
+    assert found == {"accepted": 4, "duplicates": 0, "rejected": 1, "end_offset": 4}
+    again = twotower.json("ingest", str(file))
+    assert (again["duplicates"], again["end_offset"]) == (4, 4)
+    shown = [row["event"] for row in twotower.json("events", "show")]
+    assert [(event["kind"], event["user_id"]) for event in shown] == [
+        *(("impression", 1), ("outcome", 1)),
+        *(("impression", 2), ("outcome", 2)),
+    ]
+
+
 def test_events_are_shown(twotower: Twotower, tmp_path: Path) -> None:
     assert twotower.json("events", "show") == []
     file = tmp_path / "events.ndjson"

@@ -18,11 +18,13 @@ from twotower.errors import ConfigError, DataError, MissingExtra
 if TYPE_CHECKING:
     from twotower.config import Project
     from twotower.data.event_log.intake import Intake
+    from twotower.data.event_log.rows import Rows
     from twotower.data.events import IdKinds
 
 __all__ = ["collect", "ingest", "register", "rejected", "show", "stats"]
 
 _CHUNK_ROWS: Final = 5000
+_TABLES: Final = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".parquet", ".pq")
 
 
 def register(app: typer.Typer) -> None:
@@ -78,7 +80,10 @@ def collect(
 
 
 def ingest(
-    file: Annotated[Path, typer.Argument(help="NDJSON, or one JSON array.")],
+    file: Annotated[
+        Path,
+        typer.Argument(help="NDJSON or a JSON array; CSV or Parquet as [events] says."),
+    ],
     config: ConfigOption = DEFAULT_CONFIG,
     as_json: JsonOption = False,
 ) -> None:
@@ -90,12 +95,9 @@ def ingest(
     from twotower.data.event_log.intake import Intake
 
     project = load_project(config)
-    try:
-        body = file.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{file}: cannot be read: {error.strerror}; nothing was stored") from None
-    with Intake(project.data_path, project.event_log, _project_kinds(project)) as intake:
-        counts = _take_all(intake, body, file)
+    kinds = _project_kinds(project)
+    with Intake(project.data_path, project.event_log, kinds) as intake:
+        counts = _take_all(intake, _read_file(file, project, intake), file.name)
     if as_json:
         emit_json(counts)
         return
@@ -107,15 +109,30 @@ def ingest(
         console.print("see why: twotower events rejected")
 
 
-def _take_all(intake: Intake, body: bytes, file: Path) -> dict[str, int]:
-    """Store a body in transactions of some thousand events; return the counts."""
-    counts = {"accepted": 0, "duplicates": 0, "rejected": 0, "end_offset": intake.log.end()}
+def _read_file(file: Path, project: Project, intake: Intake) -> Rows:
+    """Return the rows of a file, whatever its form."""
+    if not file.is_file():
+        raise ConfigError(f"{file}: no such file; nothing was stored")
+    if file.name.lower().endswith(_TABLES):
+        from twotower.data.days import require_polars
+
+        require_polars("reading CSV and Parquet")
+        from twotower.data.event_files import read_event_file
+
+        now_ms = int(time.time() * 1000)
+        kinds = intake.log.id_kinds
+        return read_event_file(file, project.events, project.time_zone, kinds, now_ms)
     try:
-        rows = intake.decode(body)
+        return intake.decode(file.read_bytes())
     except ValueError as error:
         raise DataError(f"{file}: {error}; nothing was stored") from None
+
+
+def _take_all(intake: Intake, rows: Rows, name: str) -> dict[str, int]:
+    """Store rows in transactions of some thousand events; return the counts."""
+    counts = {"accepted": 0, "duplicates": 0, "rejected": 0, "end_offset": intake.log.end()}
     with show_progress() as progress:
-        progress.begin(f"ingest {file.name}", len(rows.events), unit="events")
+        progress.begin(f"ingest {name}", len(rows.events), unit="events")
         for part in rows.parts(_CHUNK_ROWS):
             receipt = intake.take_rows(part, int(time.time() * 1000))
             counts["accepted"] += receipt.accepted

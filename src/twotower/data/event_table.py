@@ -22,7 +22,7 @@ from twotower.data.source_columns import (
 from twotower.data.sources import Sources, SourceTable
 from twotower.errors import DataError
 
-__all__ = ["EventTable", "event_columns", "read_events"]
+__all__ = ["EventTable", "event_columns", "read_events", "typed_rows"]
 
 
 class EventTable(NamedTuple):
@@ -60,7 +60,7 @@ def read_events(sources: Sources, source: EventSource, zone: str, now_ms: int) -
     """
     frames, files, rejections = [], [], []
     for table in sources.read():
-        typed, reasons = _typed(table, source, zone, now_ms)
+        typed, reasons = typed_rows(table, source, zone, now_ms)
         files.append(table.report())
         rejections += table.rejections(reasons)
         frames.append(typed.filter(reasons.is_null()))
@@ -88,7 +88,7 @@ def _without_orphans(events: pl.DataFrame) -> tuple[pl.DataFrame, list[Rejection
     return kept, [Rejection(reason=reason, rows=num_orphans, sample=())] if num_orphans else []
 
 
-def _typed(
+def typed_rows(
     table: SourceTable, source: EventSource, zone: str, now_ms: int
 ) -> tuple[pl.DataFrame, pl.Series]:
     """Return the typed columns of one source and, a row, why it is rejected or null."""

@@ -139,9 +139,9 @@ def _read(path: Path, name: str) -> pl.DataFrame:
         )
     try:
         if lowered.endswith(_PARQUET):
-            return pl.read_parquet(path)
+            return pl.read_parquet(path, glob=False)
         separator = "\t" if ".tsv" in lowered else ","
-        return pl.read_csv(path, separator=separator, infer_schema=False)
+        return pl.read_csv(path, separator=separator, infer_schema=False, glob=False)
     except (pl.exceptions.PolarsError, OSError) as error:
         first = str(error).strip().split("\n")[0]
         raise DataError(f"{name}: cannot be read: {first}; nothing was written") from error
