@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import typer
@@ -63,6 +65,53 @@ def test_a_mistyped_command_gets_a_suggestion() -> None:
     done = run_twotower(paths[0][0] + "x")
     assert done.returncode == 2
     assert f"Did you mean '{paths[0][0]}'" in " ".join(done.stderr.split())
+
+
+def completions(*words: str) -> list[str]:
+    """What the shell is offered for the last word."""
+    variables = {
+        "_TWOTOWER_COMPLETE": "complete_bash",
+        "COMP_WORDS": " ".join(("twotower", *words)),
+        "COMP_CWORD": str(len(words)),
+    }
+    code = "import sys; sys.argv = ['twotower']; from twotower.cli.app import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.stdout.split()
+
+
+def test_the_shell_completes_commands_and_options() -> None:
+    assert completions("gen") == ["generations"]
+    assert {"activate", "roll-back", "diff"} <= set(completions("generations", ""))
+    assert completions("full", "--dr") == ["--dry-run"]
+
+
+WITHOUT_JSON = {"init"}
+
+
+def test_every_command_writes_json_and_takes_a_project_file() -> None:
+    without = {
+        " ".join(path): sorted({"--json", "--config"} - options)
+        for path, options in command_options(get_command(cli.app))
+        if not {"--json", "--config"} <= options and " ".join(path) not in WITHOUT_JSON
+    }
+    assert without == {}
+
+
+def command_options(
+    command: Any, path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], set[str]]]:
+    """Every command that is no group, with its options."""
+    children = getattr(command, "commands", {})
+    if path and not children:
+        yield path, {option for parameter in command.params for option in parameter.opts}
+    for name, child in children.items():
+        yield from command_options(child, (*path, name))
 
 
 def test_every_command_has_a_runnable_example() -> None:

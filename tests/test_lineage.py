@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import sys
 from pathlib import Path
 
 import msgspec
@@ -206,3 +207,19 @@ def test_a_window_of_several_days_is_in_the_order_of_time(
     owner = dict(zip(moved.event_id.tolist(), moved.user_id.tolist(), strict=True))
     found = dict(zip(events.event_id.tolist(), events.user_id.tolist(), strict=True))
     assert all(found[event] == user for event, user in owner.items())
+
+
+def test_an_altered_day_ends_in_exit_code_4_before_anything_is_trained(
+    project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    day = ImportedData.open(project.data_path).folder / "days" / f"{DAYS[1]}.parquet"
+    content = bytearray(day.read_bytes())
+    content[len(content) // 2] ^= 1
+    day.write_bytes(content)
+    before = live(project)
+    monkeypatch.setattr(sys, "argv", ["twotower", "-q", "full", "--config", str(project.path)])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 4
+    assert "altered since the import; nothing was read" in capsys.readouterr().err
+    assert live(project) == before

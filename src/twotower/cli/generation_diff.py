@@ -92,8 +92,9 @@ def _figures_table(found: Difference) -> Table:
     for column in (found.first.name, found.second.name, "change"):
         table.add_column(column, justify="right")
     for figure in found.figures:
-        numbers = _number(figure.first), _number(figure.second)
-        table.add_row(figure.name, *numbers, _change(figure))
+        if figure.first or figure.second:  # what neither run did is left out
+            numbers = _number(figure.first), _number(figure.second)
+            table.add_row(figure.name.replace("_", " "), *numbers, _change(figure))
     return table
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -29,6 +29,9 @@ ReasonOption = Annotated[str, typer.Option("--reason", help="Why, for the audit.
 ForceOption = Annotated[
     bool, typer.Option("--force", help="Activate although gates refused it; the audit names them.")
 ]
+
+_OF_THE_RUN: Final = ("admitted", "evicted", "forgotten", "hard", "shown")
+"""How counts begin that say what a run did, not what there is."""
 
 _generations = typer.Typer(no_args_is_help=True)
 
@@ -190,11 +193,13 @@ def _show_table(manifest: Manifest) -> Table:
         "kind": manifest.kind,
         "parent": manifest.parent or "none",
         "created": manifest.created_at,
-        "trained": f"{days}: {trained.rows:,} rows, {trained.epochs} epochs, loss {trained.loss}",
+        "trained": f"{days}: {trained.rows:,} rows",
+        "epochs": f"{trained.epochs}, mean loss of the last {_loss(manifest)}",
         "held out": f"{trained.withheld_rows:,} of {trained.window_rows:,} positives, "
         f"{trained.carried_rows:,} carried over and trained",
         "event IDs": f"{trained.distinct_event_ids:,} distinct, digest {trained.digest}",
-        "knows": ", ".join(f"{count:,} {name}" for name, count in manifest.counts.items()),
+        "knows": _counted(manifest, of_the_run=False),
+        "this run": _counted(manifest, of_the_run=True) or "nobody came or went",
         "vectors": f"{manifest.vector_dim} dimensions, {_score_words(manifest)}",
         "index": f"{index.engine}, {index.num_items:,} items, ANN recall@100 {recall}",
         "metrics": ", ".join(f"{k} {v:.4f}" for k, v in manifest.metrics.items()) or "none",
@@ -203,6 +208,20 @@ def _show_table(manifest: Manifest) -> Table:
     for name, value in rows.items():
         table.add_row(name, value)
     return table
+
+
+def _loss(manifest: Manifest) -> str:
+    loss = manifest.trained.loss
+    return "none" if loss is None else f"{loss:.4f}"
+
+
+def _counted(manifest: Manifest, *, of_the_run: bool) -> str:
+    """What is there, or what this run did, as far as it did anything."""
+    return ", ".join(
+        f"{count:,} {name.replace('_', ' ')}"
+        for name, count in manifest.counts.items()
+        if name.startswith(_OF_THE_RUN) == of_the_run and (count or not of_the_run)
+    )
 
 
 def _score_words(manifest: Manifest) -> str:
