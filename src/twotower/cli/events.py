@@ -167,7 +167,7 @@ def show(
     if as_json:
         emit_json([{"offset": first + place, "event": e} for place, e in enumerate(events)])
         return
-    table = Table("offset", "time", "kind", "user", "item", "request", "outcome or stage")
+    table = Table("offset", "time", "kind", "user", "item", "request", "what")
     for place, event in enumerate(events):
         what = event.outcome or event.stage or ""
         values = (event.kind, event.user_id, event.item_id, event.request_id or "", what)
@@ -254,4 +254,5 @@ def _project_kinds(project: Project) -> IdKinds | None:
 
 
 def _time(ms: int) -> str:
-    return datetime.fromtimestamp(ms / 1000, timezone.utc).isoformat(" ", "milliseconds")
+    text = datetime.fromtimestamp(ms / 1000, timezone.utc).isoformat("T", "milliseconds")
+    return text.replace("+00:00", "Z")
