@@ -13,13 +13,13 @@ import pytest
 from typer.testing import CliRunner
 
 from toy import write_project
-from twotower.checkpoint import Window
+from twotower.checkpoint import Checkpoint, Window
 from twotower.cli import app as cli
 from twotower.config import Project, load_project
 from twotower.data.days import ImportedData
 from twotower.data.importing import import_tables
 from twotower.errors import GateRefused, LineageError
-from twotower.nightly import plan_night, run_night
+from twotower.nightly import plan_night, run_night, start_lineage
 from twotower.publishing.manifest import Manifest
 from twotower.publishing.store import ModelStore
 from twotower.training.window import open_window
@@ -223,3 +223,62 @@ def test_an_altered_day_ends_in_exit_code_4_before_anything_is_trained(
     assert stopped.value.code == 4
     assert "altered since the import; nothing was read" in capsys.readouterr().err
     assert live(project) == before
+
+
+class Stop(Exception):
+    """What ends a run in the middle, as a kill would."""
+
+
+class StopAfter(RollBack):
+    """Progress that ends the run after some steps."""
+
+    def __init__(self, steps: int) -> None:
+        self._left = steps
+
+    def begin(self, task: str, total: int | None = None, unit: str = "examples") -> None:
+        pass
+
+    def advance(self, count: int = 1, **figures: float) -> None:
+        self._left -= 1
+        if self._left < 0:
+            raise Stop
+
+
+def stopped_base(folder: Path) -> Project:
+    """A project whose base model was stopped after its fifth step and its save."""
+    project = write_project(folder, num_days=1, training="save_every_steps = 1")
+    import_tables(project)
+    with pytest.raises(Stop):
+        start_lineage(project, progress=StopAfter(6))
+    assert (project.data_path / "work" / "base.pass").exists()
+    return project
+
+
+def assert_equal_bases(found: Checkpoint, expected: Checkpoint) -> None:
+    for name, values in expected.arrays().items():
+        np.testing.assert_array_equal(found.arrays()[name], values, err_msg=name)
+    assert found.meta.trained.loss == expected.meta.trained.loss
+
+
+def test_a_stopped_base_model_goes_on_and_ends_as_if_it_had_not_been(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    project = stopped_base(tmp_path / "stopped")
+    unstopped = write_project(tmp_path / "not", num_days=1, training="save_every_steps = 1")
+    import_tables(unstopped)
+    with caplog.at_level("INFO", logger="twotower"):
+        assert_equal_bases(start_lineage(project), start_lineage(unstopped))
+    resumed = [record for record in caplog.messages if record.startswith("resumed path=")]
+    assert len(resumed) == 1
+    assert [path.name for path in (project.data_path / "work").iterdir()] == [".night.lock"]
+
+
+def test_the_save_of_another_import_is_no_beginning(tmp_path: Path) -> None:
+    project = stopped_base(tmp_path / "stopped")
+    history = project.root / "history.csv"
+    swapped = history.read_text().replace("u1,", "u?,").replace("u2,", "u1,").replace("u?,", "u2,")
+    history.write_text(swapped)
+    import_tables(project)
+    again = shutil.copytree(project.root, tmp_path / "again")
+    shutil.rmtree(again / "twotower-data" / "work")
+    assert_equal_bases(start_lineage(project), start_lineage(load_project(again / "twotower.toml")))
