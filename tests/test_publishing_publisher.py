@@ -103,7 +103,12 @@ def test_the_manifest_says_what_was_trained_and_measured(store: ModelStore) -> N
         "user_feature_rows": checkpoint.user_features.num_rows,
         "item_feature_rows": checkpoint.item_features.num_rows, **negatives,
     }  # fmt: skip
-    assert manifest.metrics == {"recall_at_50": 0.3}
+    tables = checkpoint.model.tables.values()
+    assert manifest.metrics == {
+        "recall_at_50": 0.3,
+        "accumulator_decay": 1.0,
+        "largest_accumulator": max(float(table.accumulator.max()) for table in tables),
+    }
     assert manifest.index.engine == "exact"
     assert manifest.index.ann_recall_at_100 == 1.0
     assert manifest.refused == []

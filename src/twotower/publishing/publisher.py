@@ -146,6 +146,17 @@ def _probe_users(checkpoint: Checkpoint, num_users: int) -> IntArray:
     return np.concatenate([order[has_clicks], order[~has_clicks]])[:num_users]
 
 
+def _learning_room(checkpoint: Checkpoint) -> dict[str, float]:
+    """Return how far Adagrad has come to rest: a row's step shrinks with its accumulator's root."""
+    tables = checkpoint.model.tables.values()
+    return {
+        "accumulator_decay": checkpoint.meta.training.accumulator_decay,
+        "largest_accumulator": max(
+            float(table.accumulator.max()) for table in tables if len(table)
+        ),
+    }
+
+
 def _manifest(
     checkpoint: Checkpoint,
     built: Built,
@@ -187,6 +198,10 @@ def _manifest(
             ann_recall_at_100=built.ann_recall,
             num_probe_users=len(built.probe_users),
         ),
-        metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
+        metrics={
+            name: value
+            for name, value in {**_learning_room(checkpoint), **metrics}.items()
+            if math.isfinite(value)
+        },
         gates=results,
     )
