@@ -157,6 +157,21 @@ def _learning_room(checkpoint: Checkpoint) -> dict[str, float]:
     }
 
 
+def _counts(checkpoint: Checkpoint) -> dict[str, int]:
+    return {
+        "users": len(checkpoint.users),
+        "items": len(checkpoint.items),
+        "corpus": len(checkpoint.corpus),
+        "user_rows": checkpoint.users.num_rows,
+        "item_rows": checkpoint.items.num_rows,
+        "user_feature_rows": checkpoint.user_features.num_rows,
+        "item_feature_rows": checkpoint.item_features.num_rows,
+        "seen_items": len(checkpoint.user_state.seen.values),
+        **msgspec.to_builtins(checkpoint.meta.turnover),
+        **checkpoint.meta.negatives,
+    }
+
+
 def _manifest(
     checkpoint: Checkpoint,
     built: Built,
@@ -180,18 +195,7 @@ def _manifest(
         scoring=_scoring(checkpoint),
         history_length=meta.model.history_length,
         history_pooling=meta.model.history_pooling,
-        counts={
-            "users": len(checkpoint.users),
-            "items": len(checkpoint.items),
-            "corpus": len(checkpoint.corpus),
-            "user_rows": checkpoint.users.num_rows,
-            "item_rows": checkpoint.items.num_rows,
-            "user_feature_rows": checkpoint.user_features.num_rows,
-            "item_feature_rows": checkpoint.item_features.num_rows,
-            "seen_items": len(checkpoint.user_state.seen.values),
-            **msgspec.to_builtins(meta.turnover),
-            **meta.negatives,
-        },
+        counts=_counts(checkpoint),
         index=IndexEntry(
             engine=built.engine,
             num_items=len(built.index),
