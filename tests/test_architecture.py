@@ -82,7 +82,7 @@ ENGINES: Final[dict[str, tuple[str, ...]]] = {
     "fastapi": ("serving.app",),
     "google_crc32c": ("data.tfrecord.frames",),
     "implicit": ("baselines",),
-    "numba": ("data.tfrecord.encode_loops", "data.tfrecord.parse_loops"),
+    "numba": ("data.tfrecord.compiled",),
     "onnx": ("model.export",),
     "onnxruntime": ("publishing.encoding",),
     "orjson": ("serving.retrieve_route",),

@@ -1,0 +1,158 @@
+"""Columns to TFRecord files: rows of one shape by numpy, any others by a compiled loop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from twotower.data.tfrecord.columns import (
+    BYTES,
+    FLOAT,
+    FRAME_BYTES,
+    INT,
+    Column,
+    RaggedColumn,
+    ShardEntry,
+    layout,
+)
+from twotower.data.tfrecord.fixed_rows import encode_fixed, is_fixed
+from twotower.data.tfrecord.frames import require_codec, seal
+from twotower.durable import Step, at_nothing, replace_file
+from twotower.errors import DataError
+
+__all__ = ["encode_rows", "write_shard"]
+
+IntArray = npt.NDArray[np.int64]
+_ROWS_AT_ONCE: Final = 4096
+_KINDS: Final = {"i": INT, "u": INT, "b": INT, "f": FLOAT, "S": BYTES, "O": BYTES}
+_ENTRY_BYTES: Final = 60
+"""Most that an entry needs beside its name and its values: six tags and lengths."""
+
+
+def encode_rows(columns: Mapping[str, Column]) -> bytes:
+    """Return the rows of the columns as framed records, a feature a column.
+
+    An empty list is a missing value: the feature is absent from its record.
+
+    Raises:
+        DataError: the columns differ in length, or one is of another type.
+        MissingExtra: numba or google-crc32c is not installed.
+    """
+    require_codec()
+    num_rows = _num_rows(columns)
+    kinds = [_kind(name, column) for name, column in columns.items()]
+    parts = []
+    for start in range(0, num_rows, _ROWS_AT_ONCE):
+        end = min(start + _ROWS_AT_ONCE, num_rows)
+        lists = {name: _slice(column, start, end) for name, column in columns.items()}
+        encode = encode_fixed(lists) if is_fixed(lists, kinds) else _encode(lists, kinds)
+        parts.append(seal(*encode))
+    return b"".join(parts)
+
+
+def write_shard(
+    path: Path, columns: Mapping[str, Column], at_step: Step = at_nothing
+) -> ShardEntry:
+    """Write the columns as one file, which appears whole and durable, or not at all.
+
+    Args:
+        path: of the file; its folder exists.
+        columns: as for `encode_rows`.
+        at_step: told of every step that a crash can fall after.
+
+    Raises:
+        DataError: as `encode_rows`.
+    """
+    content = encode_rows(columns)
+    replace_file(path, content, at_step)
+    return ShardEntry(
+        name=path.name,
+        rows=_num_rows(columns),
+        bytes=len(content),
+        xxh3=xxhash.xxh3_128_hexdigest(content),
+    )
+
+
+def _num_rows(columns: Mapping[str, Column]) -> int:
+    lengths = {
+        name: len(column.offsets) - 1 if isinstance(column, RaggedColumn) else len(column)
+        for name, column in columns.items()
+    }
+    if len(set(lengths.values())) > 1:
+        raise DataError(f"expected columns of one length, found {lengths}; nothing was written")
+    return next(iter(lengths.values()), 0)
+
+
+def _kind(name: str, column: Column) -> int:
+    dtype = column.values.dtype if isinstance(column, RaggedColumn) else column.dtype
+    kind = _KINDS.get(dtype.kind)
+    if kind is None or dtype == np.uint64:
+        raise DataError(
+            f"expected column '{name}' of integers of 64 bits with a sign, floats or bytes, found "
+            f"{dtype}; nothing was written"
+        )
+    return kind
+
+
+def _slice(column: Column, start: int, end: int) -> RaggedColumn:
+    """Return some rows of a column, as lists."""
+    if isinstance(column, RaggedColumn):
+        offsets = column.offsets[start : end + 1]
+        return RaggedColumn(column.values[offsets[0] : offsets[-1]], offsets - offsets[0])
+    return RaggedColumn(column[start:end], np.arange(end - start + 1, dtype=np.int64))
+
+
+def _encode(
+    columns: Mapping[str, RaggedColumn], kinds: list[int]
+) -> tuple[npt.NDArray[np.uint8], IntArray]:
+    """Return records with checksums left open, and start and length of each one's content."""
+    from twotower.data.tfrecord.encode_loops import encode
+
+    lists = list(columns.values())
+    named = layout(list(columns), kinds)
+    byte_data, byte_ends = _flat_bytes(_of_kind(lists, kinds, BYTES))
+    num_rows = len(lists[0].offsets) - 1
+    num_values = sum(len(column.values) for column in lists)
+    row_bytes = FRAME_BYTES + 10 + len(named.names) + _ENTRY_BYTES * len(lists)
+    out = np.empty(num_rows * row_bytes + 10 * num_values + len(byte_data), np.uint8)
+    frames = np.empty((num_rows, 2), np.int64)
+    used = encode(
+        out,
+        frames,
+        *named,
+        _places(lists, kinds),
+        _joined(_of_kind(lists, kinds, INT), np.int64),
+        _joined(_of_kind(lists, kinds, FLOAT), np.float32).view(np.uint32),
+        byte_data,
+        byte_ends,
+    )
+    return out[:used], frames
+
+
+def _of_kind(lists: list[RaggedColumn], kinds: list[int], kind: int) -> list[npt.NDArray[Any]]:
+    return [column.values for column, found in zip(lists, kinds, strict=True) if found == kind]
+
+
+def _joined(parts: list[npt.NDArray[Any]], dtype: Any) -> npt.NDArray[Any]:
+    return np.concatenate([np.zeros(0, dtype), *(part.astype(dtype, copy=False) for part in parts)])
+
+
+def _places(lists: list[RaggedColumn], kinds: list[int]) -> IntArray:
+    """Return where each row's values start among all values of the column's kind: `[K, n + 1]`."""
+    used = {INT: 0, FLOAT: 0, BYTES: 0}
+    places = np.empty((len(lists), len(lists[0].offsets)), np.int64)
+    for row, column, kind in zip(places, lists, kinds, strict=True):
+        row[:] = column.offsets + used[kind]
+        used[kind] += len(column.values)
+    return places
+
+
+def _flat_bytes(parts: list[npt.NDArray[Any]]) -> tuple[npt.NDArray[np.uint8], IntArray]:
+    values = [value for part in parts for value in part.tolist()]
+    ends = np.cumsum([0, *map(len, values)]).astype(np.int64)
+    return np.frombuffer(b"".join(values), np.uint8), ends
