@@ -80,6 +80,7 @@ LAYERS: Final[dict[str, Layer]] = {
 }
 
 ENGINES: Final[dict[str, tuple[str, ...]]] = {
+    "apscheduler": ("runtime.schedule",),
     "faiss": ("index.faiss_native",),
     "fastapi": ("serving.app",),
     "google_crc32c": ("data.tfrecord.frames",),

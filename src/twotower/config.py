@@ -25,6 +25,7 @@ from twotower.index.settings import IndexSettings
 from twotower.model.settings import ModelSettings
 from twotower.overrides import FLAGS, Layered, apply_overrides
 from twotower.publishing.settings import PublishingSettings
+from twotower.runtime.settings import RuntimeSettings
 from twotower.serving.settings import CollectorSettings, ServingSettings
 from twotower.training.increment.settings import IncrementSettings
 from twotower.training.settings import TrainingSettings
@@ -69,6 +70,7 @@ class ProjectSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     serving: ServingSettings = ServingSettings()
     event_log: EventLogSettings = EventLogSettings()
     collector: CollectorSettings = CollectorSettings()
+    runtime: RuntimeSettings = RuntimeSettings()
 
     def __post_init__(self) -> None:
         """Refuse a time zone that does not exist."""

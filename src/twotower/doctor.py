@@ -32,6 +32,7 @@ Verdict = Literal["good", "warning", "bad"]
 _PACKAGES: Final = {
     "serve": ("onnxruntime", "faiss-cpu"),
     "data": ("polars", "pyarrow", "xxhash"),
+    "up": ("apscheduler",),
     "train": ("torch", "onnx", "safetensors"),
     "baselines": ("implicit", "scipy", "threadpoolctl"),
 }

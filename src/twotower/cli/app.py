@@ -12,7 +12,18 @@ from typing import Annotated, Final
 
 import typer
 
-from twotower.cli import config, doctor, events, full, generations, import_, output, retrieve, serve
+from twotower.cli import (
+    config,
+    doctor,
+    events,
+    full,
+    generations,
+    import_,
+    output,
+    retrieve,
+    serve,
+    up,
+)
 from twotower.errors import TwoTowerError
 from twotower.overrides import FLAGS
 
@@ -74,7 +85,7 @@ def global_options(
     context.call_on_close(lambda: FLAGS.reset(given))
 
 
-for _group in (import_, full, retrieve, generations, serve, events, config, doctor):
+for _group in (import_, full, retrieve, generations, serve, events, up, config, doctor):
     _group.register(app)
 
 

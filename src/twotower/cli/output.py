@@ -7,6 +7,7 @@ errors go to stderr (`error_console`).
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 __all__ = [
+    "PROCESS_VARIABLE",
     "LogProgress",
     "TerminalProgress",
     "configure",
@@ -36,6 +38,9 @@ __all__ = [
 console: Final = Console(soft_wrap=True, highlight=False)
 error_console: Final = Console(stderr=True, soft_wrap=True, highlight=False)
 
+PROCESS_VARIABLE: Final = "TWOTOWER_PROCESS"
+"""Holds the name of a process that `twotower up` started; its log lines carry it."""
+
 _LOGGER: Final = logging.getLogger("twotower")
 _LOG_INTERVAL_S: Final = 5.0
 
@@ -44,7 +49,10 @@ def configure(verbosity: int) -> None:
     """Sets what is shown besides results: below 0 only errors, 0 progress, above 0 debug lines."""
     level = logging.WARNING if verbosity < 0 else logging.INFO if verbosity == 0 else logging.DEBUG
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+    process = os.environ.get(PROCESS_VARIABLE)
+    named = f"process={process} " if process else ""
+    form = f"%(asctime)s %(levelname)s {named}%(message)s"
+    handler.setFormatter(logging.Formatter(form, "%H:%M:%S"))
     _LOGGER.handlers[:] = [handler]
     _LOGGER.setLevel(level)
     _LOGGER.propagate = False
