@@ -83,19 +83,23 @@ def decode_ids(ids: npt.NDArray[np.generic]) -> list[Id]:
 
 
 def lookup(
-    ids: npt.NDArray[np.generic], order: npt.NDArray[np.integer], wanted: npt.NDArray[np.generic]
+    ids: npt.NDArray[np.generic],
+    order: npt.NDArray[np.integer] | None,
+    wanted: npt.NDArray[np.generic],
 ) -> IntArray:
     """Return the position of each wanted ID, -1 where it is unknown: `int64[n]`.
 
     Args:
         ids: `[N]`, in position order.
-        order: `[N]`, the positions in ascending order of their IDs.
-        wanted: `[n]`, of the same kind.
+        order: `[N]`, the positions in ascending order of their IDs; None where `ids` ascend.
+        wanted: `[n]`, of the same kind; texts may be longer.
     """
-    if len(ids) == 0:
+    if len(ids) == 0 or len(wanted) == 0:
         return np.full(len(wanted), -1, np.int64)
-    place = np.searchsorted(ids, wanted, sorter=order)
-    found = np.asarray(order[np.minimum(place, len(ids) - 1)], dtype=np.int64)
+    # numpy would copy all of `ids` to compare them with longer texts; those equal none anyway
+    narrow = wanted if wanted.dtype == ids.dtype else wanted.astype(ids.dtype)
+    place = np.minimum(np.searchsorted(ids, narrow, sorter=order), len(ids) - 1)
+    found = np.asarray(place if order is None else order[place], dtype=np.int64)
     return np.where(ids[found] == wanted, found, -1)
 
 

@@ -18,7 +18,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
@@ -46,6 +46,7 @@ __all__ = [
     "Delta",
     "DeltaFile",
     "DeltaManifest",
+    "DeltaMark",
     "DeltaSpan",
     "delta_folder",
     "list_deltas",
@@ -93,6 +94,14 @@ class DeltaManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     files: dict[str, DeltaFile]
 
 
+class DeltaMark(NamedTuple):
+    """Which delta was applied last, for whoever asks whether the next one follows."""
+
+    sequence: int
+    digest: str
+    """BLAKE2b-256 of its `manifest.json`."""
+
+
 class Delta:
     """A delta on disk with its rows in memory; it does not change."""
 
@@ -107,6 +116,11 @@ class Delta:
     def sequence(self) -> int:
         """1, 2, 3 … within the deltas of its base generation."""
         return self.manifest.sequence
+
+    @property
+    def mark(self) -> DeltaMark:
+        """What the next delta must follow; holds no rows."""
+        return DeltaMark(self.sequence, self.digest)
 
     @classmethod
     def open(cls, path: Path, *, verify: bool = True) -> Delta:
@@ -127,7 +141,7 @@ class Delta:
         }
         return cls(path, manifest, digest, _assemble(path, arrays, verify))
 
-    def check_follows(self, base: Generation, previous: Delta | None) -> Delta:
+    def check_follows(self, base: Generation, previous: Delta | DeltaMark | None) -> Delta:
         """Return this delta if it applies to `base` after `previous`, None for the first.
 
         Raises:
@@ -178,7 +192,7 @@ def list_deltas(data_path: Path, generation: str) -> list[Path]:
 
 
 def read_deltas(
-    data_path: Path, base: Generation, *, after: Delta | None = None
+    data_path: Path, base: Generation, *, after: Delta | DeltaMark | None = None
 ) -> Iterator[Delta]:
     """Yield the deltas of `base` that follow `after`, each verified and checked to follow.
 
@@ -187,8 +201,9 @@ def read_deltas(
     """
     previous = after
     for path in list_deltas(data_path, base.name)[after.sequence if after else 0 :]:
-        previous = Delta.open(path).check_follows(base, previous)
-        yield previous
+        delta = Delta.open(path).check_follows(base, previous)
+        yield delta
+        previous = delta.mark
 
 
 def newest_delta(data_path: Path, generation: str) -> DeltaManifest | None:

@@ -126,18 +126,74 @@ class Encoder:
         """Return the vectors of items: `[n, D]`."""
         return _stack([self._known_items(part) for part in _parts(positions, batch)])
 
-    def user_vector(self, position: int, profile: EncodedFeatures, recent: IntArray) -> FloatArray:
+    def user_vector(
+        self,
+        position: int,
+        profile: EncodedFeatures,
+        recent: IntArray,
+        embedding: FloatArray | None = None,
+    ) -> FloatArray:
         """Return the vector of one live request, `[1, D]`.
 
         Args:
             position: Of the user, -1 for one that is not known: the unknown-ID row is used.
             profile: Of one entity; see `profile`.
-            recent: `[H]` item positions, oldest first; those beyond the history are dropped.
+            recent: `[H]` item positions, oldest first; those beyond the history are dropped. An
+                item that this generation does not know, -1 or beyond its items, counts with the
+                unknown-ID row.
+            embedding: `[1, id_dim]`, the user's newer ID row in place of the generation's.
         """
-        row = self.users.rows[position] if position >= 0 else UNKNOWN_ROW
+        if embedding is None:
+            row = self.users.rows[position] if position >= 0 else UNKNOWN_ROW
+            embedding = self.user_id_embeddings[row][None]
         recent = recent[max(0, len(recent) - self._history_length) :]
-        history = self._pool(Ragged(recent, np.array([0, len(recent)])))
-        return self._encode_users(np.array([row]), profile, history)
+        history = self._pool_rows(self._history_rows_at(recent), np.array([0, len(recent)]))
+        return self._encode(embedding, profile, history)
+
+    def item_embedding(self, position: int) -> FloatArray:
+        """Return an item's ID row, `[1, id_dim]`; the unknown-ID row where it is not known, -1."""
+        row = self.items.rows[position] if position >= 0 else UNKNOWN_ROW
+        embedding: FloatArray = self.item_id_embeddings[row][None]
+        return embedding
+
+    def item_vector(
+        self, embedding: FloatArray, profile: EncodedFeatures, popularity: np.float32
+    ) -> FloatArray:
+        """Return the vector of one item of the day, `[1, D]`.
+
+        One at a time: a product over many rows may round a row otherwise than a product over it
+        alone, and an item's vector must not depend on which others came with it.
+
+        Args:
+            embedding: `[1, id_dim]`.
+            profile: Of one entity.
+            popularity: The popularity coordinate; left out where vectors have none.
+        """
+        vector = self._item_tower.run(_inputs(embedding, None, profile))
+        if not self._scoring.has_popularity:
+            return vector
+        return np.column_stack([vector, np.array([popularity], np.float32)])
+
+    def popularity_coordinate(self, position: int) -> np.float32:
+        """Return the popularity coordinate of an item, the least of all for one not known, -1."""
+        found = self._log_popularity
+        logarithm = found[position] if position >= 0 else found.min(initial=0.0)
+        return np.float32(self._popularity_weight() * logarithm)
+
+    def _popularity_weight(self) -> np.float32:
+        """Return what a log popularity is multiplied with: the score times it is the logit's."""
+        return np.float32(self._scoring.popularity_weight * self._scoring.temperature)
+
+    def encode_item(self, values: Mapping[str, object]) -> EncodedFeatures:
+        """Return the features of one item from readable values, ages as of the cut.
+
+        Raises:
+            ConfigError: a feature is none of this model's.
+        """
+        known = [field.name for field in self.item_features.fields]
+        if unknown := sorted(set(values) - set(known)):
+            raise ConfigError(_unknown_feature("item", unknown[0], known))
+        return self.item_features.encode_one(values, self._as_of_ms)[0]
 
     def profile(
         self, position: int, given: Mapping[str, object]
@@ -156,7 +212,7 @@ class Encoder:
         spec = self.user_features
         known = [field.name for field in spec.fields]
         if unknown := sorted(set(given) - set(known)):
-            raise ConfigError(_unknown_feature(unknown[0], known))
+            raise ConfigError(_unknown_feature("user", unknown[0], known))
         is_known = position >= 0
         stored = self.users.profiles_at(np.array([position])) if is_known else spec.missing(1)
         if not given:
@@ -180,25 +236,41 @@ class Encoder:
         vectors = self._item_tower.run(_inputs(embedding, None, profiles))
         if not self._scoring.has_popularity:
             return vectors
-        weight = np.float32(self._scoring.popularity_weight * self._scoring.temperature)
-        return np.column_stack([vectors, weight * self._log_popularity[positions]])
+        popularity = self._popularity_weight() * self._log_popularity[positions]
+        return np.column_stack([vectors, popularity])
 
     def _encode_users(
         self, rows: IntArray, profiles: EncodedFeatures, history: FloatArray
     ) -> FloatArray:
-        vectors = self._user_tower.run(_inputs(self.user_id_embeddings[rows], history, profiles))
+        return self._encode(self.user_id_embeddings[rows], profiles, history)
+
+    def _encode(
+        self, embeddings: FloatArray, profiles: EncodedFeatures, history: FloatArray
+    ) -> FloatArray:
+        vectors = self._user_tower.run(_inputs(embeddings, history, profiles))
         if not self._scoring.has_popularity:
             return vectors
         return np.column_stack([vectors, np.ones(len(vectors), np.float32)])
 
+    def _history_rows_at(self, positions: IntArray) -> IntArray:
+        """Return the rows of items in the history table, row 0 of those that are not known."""
+        known = (positions >= 0) & (positions < len(self.items))
+        if known.all():
+            return self.items.rows[positions]
+        rows = np.full(len(positions), UNKNOWN_ROW, np.int64)
+        rows[known] = self.items.rows[positions[known]]
+        return rows
+
     def _pool(self, histories: Ragged) -> FloatArray:
         """Return the pooled history rows of each user, zeros for an empty one: `[n, dim]`."""
-        lengths = histories.lengths()
+        return self._pool_rows(self.items.rows[histories.values], histories.offsets)
+
+    def _pool_rows(self, rows: IntArray, offsets: IntArray) -> FloatArray:
+        lengths = np.diff(offsets)
         pooled = np.zeros((len(lengths), self._history_rows.shape[1]), np.float32)
         filled = lengths > 0
         if filled.any():
-            rows = self._history_rows[self.items.rows[histories.values]]
-            total = np.add.reduceat(rows, histories.offsets[:-1][filled], axis=0)
+            total = np.add.reduceat(self._history_rows[rows], offsets[:-1][filled], axis=0)
             divisor = lengths[filled, None].astype(np.float32)
             pooled[filled] = total / (
                 divisor if self._history_pooling == "mean" else np.sqrt(divisor)
@@ -274,8 +346,8 @@ def _overlay(
     )
 
 
-def _unknown_feature(name: str, known: list[str]) -> str:
+def _unknown_feature(side: str, name: str, known: list[str]) -> str:
     return (
-        f"unknown user feature {name!r}; known: {', '.join(known) or 'none'}"
+        f"unknown {side} feature {name!r}; known: {', '.join(known) or 'none'}"
         f"{suggestion(name, known)}"
     )

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from twotower.data.features import EncodedFeatures
 from twotower.data.ids import Id, IdKind, IdMap, as_id_array, decode_ids, lookup, view_ids
+from twotower.data.schema import IdArray
 from twotower.errors import DataError
 
 __all__ = ["Artifacts", "Entities", "entity_arrays"]
@@ -61,12 +62,11 @@ class Entities:
         Raises:
             DataError: an ID is of a kind that this log cannot hold.
         """
-        wanted = self._stored_form(ids)
-        if self.kind == "int" or wanted.dtype == self.ids.dtype:
-            return lookup(self.ids, self.order, wanted)
-        too_long = np.array([len(value) for value in wanted.tolist()]) > self.ids.dtype.itemsize
-        found = lookup(self.ids, self.order, wanted.astype(self.ids.dtype))
-        return np.where(too_long, -1, found)
+        return self.positions_of(self.stored_form(ids))
+
+    def positions_of(self, stored: IdArray) -> IntArray:
+        """Return the same for IDs that are in their stored form already."""
+        return lookup(self.ids, self.order, stored)
 
     def normal(self, value: Id) -> Id:
         """Return an ID as the log has it: the text `712` is 712 where IDs are integers.
@@ -74,9 +74,14 @@ class Entities:
         Raises:
             DataError: it is of a kind that this log cannot hold.
         """
-        return decode_ids(self._stored_form([value]))[0]
+        return decode_ids(self.stored_form([value]))[0]
 
-    def _stored_form(self, ids: Sequence[Id]) -> npt.NDArray[np.generic]:
+    def stored_form(self, ids: Sequence[Id]) -> IdArray:
+        """Return IDs of the log as the array that they are looked up by.
+
+        Raises:
+            DataError: an ID is of a kind that this log cannot hold.
+        """
         for value in ids:
             if isinstance(value, bool) or not isinstance(value, int | str | np.integer):
                 raise DataError(f"expected an ID, an integer or a string, found {value!r}")

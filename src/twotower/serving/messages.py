@@ -89,7 +89,17 @@ class RetrieveAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
     generation: Annotated[str, Meta(description="Of the tower, the tables and the index.")]
     sequence: Annotated[int, Meta(ge=1, description="Of its activation; only grows.")]
-    delta: Annotated[int | None, Meta(description="Null: the generation as it was published.")]
+    delta: Annotated[
+        int | None,
+        Meta(description="The last one applied over it; null: the generation as published."),
+    ]
+    user_state_offset: Annotated[
+        int | None,
+        Meta(
+            description="Of the event log: what users did before it counts; null: what the "
+            "generation knows."
+        ),
+    ]
     request_id: str
     degraded: Degraded
     candidates: list[RetrievedItem]

@@ -230,7 +230,7 @@ def _feature_fault(served: Served, request: RetrieveRequest) -> Fault | None:
 def _encode(served: Served, request: RetrieveRequest, found: Found, request_id: str) -> bytes:
     """Return the answer; scores are written with the digits that a float32 has."""
     retriever = served.retriever
-    ids = retriever.encoder.items.decode(found.positions)
+    ids = retriever.decode_items(found.positions)
     candidates: list[dict[str, object]] = [
         {"item_id": item_id, "score": score, "rank": rank}
         for rank, (item_id, score) in enumerate(zip(ids, found.scores, strict=True), start=1)
@@ -241,7 +241,8 @@ def _encode(served: Served, request: RetrieveRequest, found: Found, request_id: 
     answer = {
         "generation": served.activation.generation,
         "sequence": served.activation.sequence,
-        "delta": None,
+        "delta": retriever.delta,
+        "user_state_offset": retriever.user_state_offset,
         "request_id": request_id,
         "degraded": found.degraded or None,
         "candidates": candidates,

@@ -1,15 +1,17 @@
 """From a user to candidates: the live user tower, the index of the same generation, filters.
 
-Everything comes from one generation, which every answer names. Never imports torch: numpy,
-msgspec, onnxruntime and the index's engine are enough. Legend: `k` candidates asked for.
+Everything comes from one generation, one delta over it and one offset of the event log, all of
+which every answer names. Never imports torch: numpy, msgspec, onnxruntime and the index's engine
+are enough. Legend: `k` candidates asked for.
 """
 
 from __future__ import annotations
 
+import copy
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -17,71 +19,30 @@ import numpy.typing as npt
 
 from twotower.data.ids import Id
 from twotower.errors import ConfigError
-from twotower.index import open_index
+from twotower.index import VectorIndex, open_index
 from twotower.publishing.activation import Activation
+from twotower.publishing.delta import Delta
+from twotower.publishing.delta_rows import DeltaRows
 from twotower.publishing.display import Display
 from twotower.publishing.encoding import Encoder
 from twotower.publishing.generation import Generation
 from twotower.publishing.store import ModelStore
+from twotower.serving.answer import Answer, Candidate, Found, RecentClick
+from twotower.serving.known_items import KnownItems
+from twotower.serving.overlay import OpenedGeneration, Overlay
+from twotower.serving.user_state import MAX_EVENTS, NO_ACTIONS, UserActions, UserEvents
 
 __all__ = ["Answer", "Candidate", "Found", "RecentClick", "Retriever"]
 
 IntArray = npt.NDArray[np.int64]
 
 
-class Candidate(msgspec.Struct, frozen=True):
-    """One returned item."""
-
-    item_id: Id
-    score: float
-    """The cosine; with a popularity coordinate, the inner product."""
-    rank: int
-    """1 is the best."""
-    display: dict[str, Any]
-
-
-class RecentClick(msgspec.Struct, frozen=True):
-    """One of the user's recent clicks, which the user vector is made from."""
-
-    item_id: Id
-    display: dict[str, Any]
-
-
-class Answer(msgspec.Struct, frozen=True):
-    """What a user gets, and what made it."""
-
-    user_id: Id
-    generation: str
-    sequence: int | None
-    """Of the activation; None where the generation was named and is not live."""
-    degraded: list[str]
-    """Why this is less than it could be: `unknown_user`, `feature:city=unseen`, …"""
-    candidates: list[Candidate]
-    """Best first; fewer than `k` only where no more may be returned."""
-    recent: list[RecentClick]
-    """Newest first."""
-
-
-class Found(NamedTuple):
-    """What a search found, in item positions: the server writes its answers from it."""
-
-    positions: IntArray
-    """`int64[K]`, best first, `K <= k`."""
-    scores: npt.NDArray[np.float32]
-    """`float32[K]`."""
-    clicks: IntArray
-    """`int64[H]`: the user's recent clicks, oldest first."""
-    degraded: list[str]
-    tower_s: float
-    """Time for the user's vector: looking up, encoding the request's features, the tower."""
-    filter_s: float
-    """Time to list the items that may not be returned."""
-    ann_s: float
-    """Time of the search, which leaves those items out."""
-
-
 class Retriever:
-    """Answers from one generation, opened whole. Safe for many threads; never changes."""
+    """Answers from one generation, opened whole. Safe for many threads; never changes.
+
+    What the day brings makes another retriever, which shares the generation: see `with_deltas` and
+    `with_user_state`.
+    """
 
     def __init__(
         self, generation: Generation, activation: Activation | None = None, *, threads: int = 1
@@ -93,13 +54,34 @@ class Retriever:
             activation: What made it live, None where it is not.
             threads: Threads of one tower call.
         """
-        self.generation = generation.name
-        self.sequence = activation.sequence if activation else None
-        self.encoder = Encoder.of(generation, threads=threads)
-        self.index = open_index(generation.file("index"))
-        self._display = Display(
+        encoder = Encoder.of(generation, threads=threads)
+        display = Display(
             generation.array("items/display.npy"), generation.array("items/display_offsets.npy")
         )
+        index = open_index(generation.file("index"))
+        self.base = generation
+        self.generation = generation.name
+        self.sequence = activation.sequence if activation else None
+        self.encoder = encoder
+        self.overlay = Overlay.bare(OpenedGeneration(generation, encoder, index, display))
+        self.user_state: UserEvents | None = None
+        """What users did since the cut; None: only what the generation knows counts."""
+        self._items = KnownItems(encoder.items)
+
+    @property
+    def index(self) -> VectorIndex:
+        """What is searched, the day's changes included."""
+        return self.overlay.index
+
+    @property
+    def delta(self) -> int | None:
+        """The number of the last delta applied over the generation."""
+        return self.overlay.delta.sequence if self.overlay.delta else None
+
+    @property
+    def user_state_offset(self) -> int | None:
+        """The event log's: what users did before it counts."""
+        return None if self.user_state is None else self.user_state.offset
 
     @classmethod
     def open(
@@ -129,6 +111,61 @@ class Retriever:
         opened, live = store.open(generation, verify=verify), store.live()
         is_live = live is not None and live.manifest == opened.digest
         return cls(opened, live if is_live else None, threads=threads)
+
+    def with_deltas(self, deltas: Iterable[Delta]) -> Retriever:
+        """Return a retriever that also answers from the deltas which follow, in their order.
+
+        Raises:
+            LineageError: one was made for another generation, or is not the next.
+            CorruptArtifact: its rows do not fit the generation. This retriever is unchanged.
+        """
+        return self._with(self.overlay.after(deltas), self.user_state)
+
+    def with_rows(self, rows: DeltaRows, newest_event_time_ms: int = 0) -> Retriever:
+        """Return a retriever that also answers from rows which were never written to a file.
+
+        The answers name the next number; a delta from the disk no longer follows.
+
+        Raises:
+            CorruptArtifact: the rows do not fit the generation. This retriever is unchanged.
+        """
+        return self._with(self.overlay.after_rows(rows, newest_event_time_ms), self.user_state)
+
+    def with_user_state(self, state: UserEvents) -> Retriever:
+        """Return a retriever that also knows what users did since the cut.
+
+        Args:
+            state: Made for this generation, see `new_user_state`.
+        """
+        return self._with(self.overlay, state)
+
+    def _with(self, overlay: Overlay, state: UserEvents | None) -> Retriever:
+        after = copy.copy(self)
+        after.overlay, after.user_state = overlay, state
+        strange = None if state is None else state.strange
+        after._items = KnownItems(self.encoder.items, overlay.added, strange)
+        return after
+
+    def new_user_state(
+        self,
+        offset: int = 0,
+        positive_outcomes: Sequence[str] = ("click",),
+        max_events: int = MAX_EVENTS,
+    ) -> UserEvents:
+        """Return the state of users who did nothing since the cut, ready to be extended.
+
+        Args:
+            offset: Of the event log, where the first piece begins.
+            positive_outcomes: Outcomes that count as clicks.
+            max_events: The newest events that count.
+        """
+        return UserEvents(
+            self.encoder.items,
+            self.base.manifest.window.cut_ms,
+            offset=offset,
+            positive_outcomes=positive_outcomes,
+            max_events=max_events,
+        )
 
     def retrieve(
         self,
@@ -161,6 +198,8 @@ class Retriever:
             user_id=self.encoder.users.normal(user_id),
             generation=self.generation,
             sequence=self.sequence,
+            delta=self.delta,
+            user_state_offset=self.user_state_offset,
             degraded=found.degraded,
             candidates=self._candidates(found.positions, found.scores),
             recent=self._clicks(found.clicks[::-1]),
@@ -180,16 +219,20 @@ class Retriever:
         if k < 1:
             raise ConfigError(f"expected k of at least 1, found {k}; nothing was searched")
         began = time.perf_counter()
-        position = int(self.encoder.users.positions([user_id])[0])
+        user = self.encoder.users.stored_form([user_id])
+        position = int(self.encoder.users.positions_of(user)[0])
+        embedding = self.overlay.user_embedding(user)
         profile, notes = self.encoder.profile(position, features or {})
-        clicks, unknown_clicks = self._recent(position, recent)
-        vector = self.encoder.user_vector(position, profile, clicks)
+        actions = NO_ACTIONS if self.user_state is None else self.user_state.of(user)
+        clicks, unknown_clicks = self._recent(position, actions, recent)
+        vector = self.encoder.user_vector(position, profile, clicks, embedding)
         encoded = time.perf_counter()
-        hidden = self._hidden(position, clicks, exclude, include_seen)
+        shown = np.zeros(0, np.int64) if include_seen else self._shown(position, actions, clicks)
+        hidden = np.concatenate([self._known(exclude), shown])
         filtered = time.perf_counter()
         result = self.index.search(vector, max(1, min(k, len(self.index))), exclude=[hidden])
         num_found = int(np.count_nonzero(result.ids[0] >= 0))  # padding stands at the end
-        degraded = ["unknown_user"] if position < 0 else []
+        degraded = ["unknown_user"] if position < 0 and embedding is None else []
         return Found(
             positions=result.ids[0, :num_found],
             scores=result.scores[0, :num_found],
@@ -200,42 +243,53 @@ class Retriever:
             ann_s=time.perf_counter() - filtered,
         )
 
-    def display_json(self, position: int) -> bytes:
-        """Return the display fields of the item at `position` as JSON text."""
-        return self._display.json_at(position)
+    def _known(self, item_ids: Sequence[Id]) -> IntArray:
+        found = self._items.positions_of(self.encoder.items.stored_form(item_ids))
+        return found[found >= 0]
 
-    def _recent(self, position: int, recent: Sequence[Id] | None) -> tuple[IntArray, bool]:
-        """Return the item positions of the user's clicks, and whether any item was unknown."""
-        if recent is None:
-            nobody = np.zeros(0, np.int64)
-            return self.encoder.recent.list_at(position) if position >= 0 else nobody, False
-        found = self.encoder.items.positions(recent)
-        return found[found >= 0], bool((found < 0).any())
+    def _recent(
+        self, position: int, actions: UserActions, recent: Sequence[Id] | None
+    ) -> tuple[IntArray, bool]:
+        """Return the user's clicks as item numbers, and whether any given item was unknown."""
+        if recent is not None:
+            known = self._known(recent)
+            return known, len(known) < len(recent)
+        clicks = self._items.of_codes(actions.clicks)
+        if position >= 0:
+            clicks = np.concatenate([self.encoder.recent.list_at(position), clicks])
+        return clicks[max(0, len(clicks) - self.base.manifest.history_length) :], False
 
-    def _hidden(
-        self, position: int, clicks: IntArray, exclude: Sequence[Id], include_seen: bool
-    ) -> IntArray:
-        """Return the item positions that may not be returned: `int64[m]`."""
-        named = self.encoder.items.positions(exclude)
-        hidden = [named[named >= 0]]
-        if not include_seen:
-            hidden.append(clicks)
-            if position >= 0:
-                hidden.append(self.encoder.seen.list_at(position))
-        return np.concatenate(hidden)
+    def _shown(self, position: int, actions: UserActions, clicks: IntArray) -> IntArray:
+        """Return the item numbers that the user has seen, may be with repetitions: `int64[m]`."""
+        shown = [clicks, self._items.of_codes(actions.seen)]
+        if position >= 0:
+            shown.append(self.encoder.seen.list_at(position))
+        return np.concatenate(shown)
+
+    def decode_items(self, numbers: IntArray) -> list[Id]:
+        """Return the log's IDs of what `find` found."""
+        return self._items.decode(numbers)
+
+    def display_json(self, number: int) -> bytes:
+        """Return the display fields of an item as JSON text."""
+        display = self.overlay.base.display
+        return display.json_at(number) if number < len(self.encoder.items) else b"{}"
 
     def _candidates(self, found: IntArray, scores: npt.NDArray[np.float32]) -> list[Candidate]:
-        ids = self.encoder.items.decode(found)
         return [
-            Candidate(item_id, float(score), rank, self._display.at(position))
-            for rank, (item_id, score, position) in enumerate(
-                zip(ids, scores, found.tolist(), strict=True), start=1
+            Candidate(item_id, float(score), rank, self._fields(number))
+            for rank, (item_id, score, number) in enumerate(
+                zip(self._items.decode(found), scores, found.tolist(), strict=True), start=1
             )
         ]
 
-    def _clicks(self, positions: IntArray) -> list[RecentClick]:
-        ids = self.encoder.items.decode(positions)
+    def _clicks(self, numbers: IntArray) -> list[RecentClick]:
+        ids = self._items.decode(numbers)
         return [
-            RecentClick(item_id, self._display.at(position))
-            for item_id, position in zip(ids, positions.tolist(), strict=True)
+            RecentClick(item_id, self._fields(number))
+            for item_id, number in zip(ids, numbers.tolist(), strict=True)
         ]
+
+    def _fields(self, number: int) -> dict[str, Any]:
+        fields: dict[str, Any] = msgspec.json.decode(self.display_json(number))
+        return fields
