@@ -67,7 +67,9 @@ def write_log(
 
 def assert_same(found: JoinedExamples, expected: JoinedExamples) -> None:
     """Every column equals, whatever the width of its texts."""
-    for name, a, b in zip(found._fields, found, expected, strict=True):
+    for name, a, b in zip(
+        found._fields, map(np.asarray, found), map(np.asarray, expected), strict=True
+    ):
         assert a.dtype.kind == b.dtype.kind, name
         assert a.tolist() == b.tolist(), name
 
