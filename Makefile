@@ -10,13 +10,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO_INSTALLED := $(VENV)/.installed-demo
 DEV_INSTALLED := $(VENV)/.installed-dev
+ALL_INSTALLED := $(VENV)/.installed-all
 BENCH_INSTALLED := $(VENV)/.installed-bench
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_ARGS)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help preflight install demo test test-effects test-faults tune check bench-env clean
+.PHONY: help preflight install install-all demo test test-effects test-faults tune check bench-env clean
 
 help: ## show this list
 	@echo "make TARGET [PYTHON=python3.12] [PIP_ARGS='--no-index --find-links DIR']"
@@ -45,6 +46,12 @@ $(DEV_INSTALLED): pyproject.toml | $(BIN)/python
 	@$(PIP_INSTALL) --editable '.[dev]'
 	@touch $@ $(DEMO_INSTALLED)
 
+$(ALL_INSTALLED): pyproject.toml | $(BIN)/python
+	@echo "installing twotower[dev,all] into $(VENV)"
+	@$(BIN)/python -m pip --version > /dev/null 2>&1 || $(BIN)/python -m ensurepip
+	@$(PIP_INSTALL) --editable '.[dev,all]'
+	@touch $@ $(DEMO_INSTALLED) $(DEV_INSTALLED)
+
 $(BENCH_INSTALLED): pyproject.toml | $(BIN)/python
 	@echo "installing twotower[bench] into $(VENV)"
 	@$(BIN)/python -m pip --version > /dev/null 2>&1 || $(BIN)/python -m ensurepip
@@ -52,6 +59,8 @@ $(BENCH_INSTALLED): pyproject.toml | $(BIN)/python
 	@touch $@ $(DEMO_INSTALLED)
 
 install: $(DEV_INSTALLED) ## make .venv with everything that tests and checks use
+
+install-all: $(ALL_INSTALLED) ## the same, and the large packages without which some tests are skipped
 
 demo: preflight $(DEMO_INSTALLED) ## import a real feed log, train it night by night, publish, retrieve
 	@$(BIN)/python examples/kuairand/demo.py

@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,9 +24,14 @@ from rich.console import Console
 from rich.table import Table
 
 from stream_event_log import event_log
+from stream_tfrecord import tfrecord
 
-PARTS: Final[dict[str, Callable[[Path], dict[str, float]]]] = {
+Figures = Mapping[str, float | str | None]
+"""By name; nothing where it could not be measured, with a text that says why."""
+
+PARTS: Final[dict[str, Callable[[Path], Figures]]] = {
     "event_log": event_log,
+    "tfrecord": tfrecord,
 }
 
 
@@ -37,18 +42,21 @@ def main() -> None:
     parser.add_argument("--parts", nargs="*", choices=sorted(PARTS), default=sorted(PARTS))
     parser.add_argument("--folder", type=Path, help="on the disk to measure; the default is /tmp")
     arguments = parser.parse_args()
-    figures: dict[str, float] = {}
+    figures: dict[str, float | str | None] = {}
     seconds: dict[str, float] = {}
     for name in arguments.parts:
         folder = Path(tempfile.mkdtemp(prefix=f"bench-{name}-", dir=arguments.folder))
         began = time.perf_counter()
         try:
-            figures |= PARTS[name](folder)
+            figures.update(PARTS[name](folder))
         finally:
             shutil.rmtree(folder)
         seconds[name] = round(time.perf_counter() - began, 1)
     report = {
-        **{name: round(value, 4) for name, value in figures.items()},
+        **{
+            name: round(value, 4) if isinstance(value, float) else value
+            for name, value in figures.items()
+        },
         "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
         "commit": commit(),
         "left_out": sorted(set(PARTS) - set(arguments.parts)) or None,
@@ -59,13 +67,20 @@ def main() -> None:
         arguments.json.write_text(json.dumps(report, indent=1) + "\n")
 
 
-def show(figures: dict[str, float]) -> None:
+def show(figures: Figures) -> None:
     """Print one table."""
     table = Table("figure", title="stream", title_justify="left")
     table.add_column("value", justify="right")
     for name, value in figures.items():
-        table.add_row(name, f"{value:,.3f}" if value < 100 else f"{value:,.0f}")
+        table.add_row(name, shown(value))
     Console().print(table)
+
+
+def shown(value: float | str | None) -> str:
+    """A figure as the table has it."""
+    if isinstance(value, float):
+        return f"{value:,.3f}" if value < 100 else f"{value:,.0f}"
+    return value or "not measured"
 
 
 def commit() -> str:

@@ -6,6 +6,7 @@ Legend: `n` rows, `K` columns.
 from __future__ import annotations
 
 import gzip
+import io
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -45,7 +46,7 @@ class RecordFile(NamedTuple):
 
     columns: dict[str, Column]
     end: int
-    """Byte at which the last whole record ends, where reading goes on once more is there."""
+    """Byte (of the unpacked file) at which the last whole record ends, where reading goes on."""
 
 
 def read_shard(
@@ -65,7 +66,8 @@ def read_shard(
         entry: what a manifest says of the file; its size and checksum are compared.
         start: byte of a record to begin with, such as the `end` of an earlier call.
         may_be_cut: stop at the last whole record where the file ends within one, since its writer
-            is still at it or died. A wrong checksum is an error all the same.
+            is still at it or died. A wrong checksum is an error all the same, and so is a gzip
+            file that ends early.
 
     Raises:
         CorruptArtifact: the file is torn, altered, or no TFRecord file of Examples; the message
@@ -108,18 +110,26 @@ def _unzipped(path: Path, content: bytes) -> bytes:
     if content[:2] != b"\x1f\x8b" or begins_as_record(content):  # a length may look like gzip
         return content
     try:
-        return gzip.decompress(content)
+        unpacked = gzip.GzipFile(fileobj=io.BytesIO(content)).read(_MAX_SHARD_BYTES + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise CorruptArtifact(
             f"{path} begins as a gzip file and cannot be unpacked: {error}; nothing of it was used"
         ) from error
+    if len(unpacked) > _MAX_SHARD_BYTES:
+        raise CorruptArtifact(f"expected at most {_MAX_SHARD_BYTES} bytes in {path}, found more")
+    return unpacked
 
 
 def _frames(path: Path, content: bytes, start: int) -> tuple[IntArray, int]:
     """Return start and length of every whole record, checked, and where the last one ends."""
     from twotower.data.tfrecord.parse_loops import find_frames
 
-    room = np.empty((max(len(content) - start, 0) // FRAME_BYTES + 1, 2), np.int64)
+    if not 0 <= start <= len(content):
+        raise CorruptArtifact(
+            f"{path}: expected a record at byte {start}, found {len(content)} bytes in all; it is "
+            "not the file that was read before; nothing of it was used"
+        )
+    room = np.empty(((len(content) - start) // FRAME_BYTES + 1, 2), np.int64)
     found, end = find_frames(np.frombuffer(content, np.uint8), start, room)
     frames = room[:found].copy()
     check_frames(path, content, frames)

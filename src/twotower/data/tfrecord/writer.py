@@ -37,10 +37,12 @@ _ENTRY_BYTES: Final = 60
 def encode_rows(columns: Mapping[str, Column]) -> bytes:
     """Return the rows of the columns as framed records, a feature a column.
 
-    An empty list is a missing value: the feature is absent from its record.
+    An empty list is a missing value: the feature is absent from its record. Floats are kept as
+    float32, which is all that the format has.
 
     Raises:
-        DataError: the columns differ in length, or one is of another type.
+        DataError: the columns differ in length, one is of another type, or its offsets do not fit
+            its values.
         MissingExtra: numba or google-crc32c is not installed.
     """
     require_codec()
@@ -89,14 +91,31 @@ def _num_rows(columns: Mapping[str, Column]) -> int:
 
 
 def _kind(name: str, column: Column) -> int:
-    dtype = column.values.dtype if isinstance(column, RaggedColumn) else column.dtype
-    kind = _KINDS.get(dtype.kind)
-    if kind is None or dtype == np.uint64:
+    values = column.values if isinstance(column, RaggedColumn) else column
+    kind = _KINDS.get(values.dtype.kind)
+    is_known = kind is not None and values.dtype != np.uint64 and values.ndim == 1
+    if kind is None or not is_known or (values.dtype.kind == "O" and not _all_bytes(values)):
         raise DataError(
             f"expected column '{name}' of integers of 64 bits with a sign, floats or bytes, found "
-            f"{dtype}; nothing was written"
+            f"{values.dtype} in {values.ndim} dimensions; nothing was written"
+        )
+    if isinstance(column, RaggedColumn) and not _fit(column):
+        raise DataError(
+            f"expected offsets of column '{name}' that rise from 0 to {len(values)}, found others; "
+            "nothing was written"
         )
     return kind
+
+
+def _all_bytes(values: npt.NDArray[Any]) -> bool:
+    return all(type(value) is bytes for value in values.tolist())
+
+
+def _fit(column: RaggedColumn) -> bool:
+    """Return whether the offsets stay within the values: the compiled loops trust them."""
+    offsets = column.offsets
+    ends = len(offsets) > 0 and (offsets[0], offsets[-1]) == (0, len(column.values))
+    return bool(ends and (np.diff(offsets) >= 0).all())
 
 
 def _slice(column: Column, start: int, end: int) -> RaggedColumn:

@@ -1,1 +1,0 @@
-"""What an incremental update keeps beside the model: histories, bounds, its durable journal."""
