@@ -26,6 +26,7 @@ __all__ = [
     "exclusive",
     "fsync_file",
     "fsync_folder",
+    "is_held",
     "member_files",
     "read_regular",
     "replace_file",
@@ -169,6 +170,21 @@ def exclusive(path: Path, purpose: str, timeout_s: float) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def is_held(path: Path) -> bool:
+    """Return whether a process holds the lock file `path` right now; nothing is made or kept."""
+    try:
+        descriptor = os.open(path, _READ)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def _lock(descriptor: int, purpose: str, deadline_s: float) -> None:

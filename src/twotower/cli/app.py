@@ -22,6 +22,7 @@ from twotower.cli import (
     output,
     retrieve,
     serve,
+    status,
     up,
 )
 from twotower.errors import TwoTowerError
@@ -85,7 +86,7 @@ def global_options(
     context.call_on_close(lambda: FLAGS.reset(given))
 
 
-for _group in (import_, full, retrieve, generations, serve, events, up, config, doctor):
+for _group in (import_, full, retrieve, generations, serve, events, up, status, config, doctor):
     _group.register(app)
 
 
