@@ -50,7 +50,9 @@ LAYERS: Final[dict[str, Layer]] = {
     "index": layer("index", "errors index.settings"),
     "model": layer("model", "errors settings entities"),
     "checkpoint": layer("checkpoint", "errors settings entities data model"),
-    "training": layer("training", "errors settings entities data model checkpoint"),
+    "training": layer(
+        "training", "errors settings entities data model checkpoint publishing.delta_rows"
+    ),
     "generation": layer(
         "publishing.generation publishing.manifest publishing.store"
         " publishing.activation publishing.staging publishing.entities publishing.display"
@@ -69,7 +71,7 @@ LAYERS: Final[dict[str, Layer]] = {
     ),
     "config": layer("config overrides", "errors settings"),
     "loop": layer(
-        "nightly replay runtime doctor loss_comparison",
+        "nightly increments replay runtime doctor loss_comparison",
         "errors settings entities data model index metrics checkpoint training generation"
         " encoding publishing serving studies config",
     ),

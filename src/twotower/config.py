@@ -27,6 +27,7 @@ from twotower.overrides import FLAGS, Layered, apply_overrides
 from twotower.publishing.settings import PublishingSettings
 from twotower.runtime.settings import RuntimeSettings
 from twotower.serving.settings import CollectorSettings, ServingSettings
+from twotower.training.increment.settings import IncrementSettings
 from twotower.training.settings import TrainingSettings
 
 if sys.version_info >= (3, 11):
@@ -63,6 +64,7 @@ class ProjectSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     history: HistorySource | None = None
     model: ModelSettings = ModelSettings()
     training: TrainingSettings = TrainingSettings()
+    increment: IncrementSettings = IncrementSettings()
     index: IndexSettings = IndexSettings()
     publishing: PublishingSettings = PublishingSettings()
     serving: ServingSettings = ServingSettings()

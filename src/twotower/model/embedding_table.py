@@ -11,6 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from twotower.model.growing_rows import GrowingRows
+from twotower.model.touched_rows import TouchedRows
+
 __all__ = ["EmbeddingTable", "Lookup"]
 
 _EPSILON = 1e-8
@@ -21,7 +24,10 @@ class Lookup:
 
     def __init__(self, table: EmbeddingTable, rows: Tensor) -> None:
         self._table = table
-        if len(rows) >= len(table):
+        if table.is_frozen:
+            self.rows, self.inverse, self._values = rows[:0], rows, table.weight
+            return
+        if len(rows) >= len(table) and table.touched is None:
             # Taking every row is cheaper than finding the distinct ones; a row that was not
             # looked up has a gradient of exactly zero, which moves nothing.
             self.rows, self.inverse = torch.arange(len(table)), rows
@@ -54,9 +60,32 @@ class Lookup:
 class EmbeddingTable:
     """`R` rows of dimension `D`, each with one float of optimiser state."""
 
+    is_frozen = False
+    """Whether no row moves."""
+    touched: TouchedRows | None = None
+    """Which rows may move and did; None where all may and nobody asks."""
+
     def __init__(self, weight: Tensor, accumulator: Tensor) -> None:
-        self.weight = weight
-        self.accumulator = accumulator
+        self._weight = GrowingRows(weight)
+        self._accumulator = GrowingRows(accumulator)
+
+    @property
+    def weight(self) -> Tensor:
+        """`[R, D]`."""
+        return self._weight.values
+
+    @weight.setter
+    def weight(self, weight: Tensor) -> None:
+        self._weight = GrowingRows(weight)
+
+    @property
+    def accumulator(self) -> Tensor:
+        """`[R]`, the sum of the mean squared gradients of each row."""
+        return self._accumulator.values
+
+    @accumulator.setter
+    def accumulator(self, accumulator: Tensor) -> None:
+        self._accumulator = GrowingRows(accumulator)
 
     @classmethod
     def create(
@@ -77,8 +106,10 @@ class EmbeddingTable:
     def grow(self, copy_of: npt.NDArray[np.int64]) -> None:
         """Append one row for each entry of `copy_of`, a copy of that row, accumulator zero."""
         sources = torch.from_numpy(copy_of)
-        self.weight = torch.cat([self.weight, self.weight[sources]])
-        self.accumulator = torch.cat([self.accumulator, torch.zeros(len(sources))])
+        self._weight.append(self.weight[sources])
+        self._accumulator.append(torch.zeros(len(sources)))
+        if self.touched is not None:
+            self.touched.grow(len(sources))
 
     def keep(self, rows: npt.NDArray[np.int64]) -> None:
         """Keep `rows` only, with their accumulators, in the order given."""
@@ -91,7 +122,7 @@ class EmbeddingTable:
         return Lookup(self, rows)
 
     def descend(self, rows: Tensor, gradient: Tensor, learning_rate: float) -> None:
-        """Take one row-wise Adagrad step on distinct `rows`; no other row changes.
+        """Take one row-wise Adagrad step on distinct `rows` that may move; no other row changes.
 
         `a_r += mean(g_r^2)`, then `w_r -= learning_rate * g_r / (sqrt(a_r) + epsilon)`: Adagrad
         (Duchi et al. 2011) with one accumulator a row, as in Naumov et al. 2019 (DLRM).
@@ -101,6 +132,10 @@ class EmbeddingTable:
             gradient: `[u, D]`.
             learning_rate: step size.
         """
+        if self.touched is not None:
+            moves = self.touched.may_move(rows)
+            rows, gradient = rows[moves], gradient[moves]
+            self.touched.note(rows)
         accumulator = self.accumulator[rows] + gradient.square().mean(1)
         self.accumulator[rows] = accumulator
         step = learning_rate / (accumulator.sqrt() + _EPSILON)

@@ -187,6 +187,13 @@ class TwoTower:
             for name, parameter in tower.named_parameters()
         }
 
+    def freeze_all_but(self, *tables: str) -> None:
+        """Let nothing learn from now on but the rows of some embedding tables."""
+        for parameter in self.dense_parameters().values():
+            parameter.requires_grad_(False)
+        for name, table in self.tables.items():
+            table.is_frozen = name not in tables
+
     def encode_users(
         self, id_rows: Tensor, features: Features, history: History | None
     ) -> tuple[Tensor, list[Lookup]]:

@@ -43,6 +43,8 @@ class Batch(NamedTuple):
     columns: Columns
     weight: Tensor
     row_negatives: tuple[RowNegatives, ...]
+    item_vectors: Tensor | None = None
+    """`[C + n, D]`, constants in place of what the item tower would say; None for the tower."""
 
 
 class NegativeLists(NamedTuple):
@@ -92,7 +94,20 @@ class BatchMaker:
         training: TrainingSettings,
         schedule: PassSettings,
         listed: Sequence[NegativeLists] = (),
+        item_vectors: Tensor | None = None,
     ) -> None:
+        """Prepare the batches of a pass.
+
+        Args:
+            state: of the lineage.
+            examples: of the pass.
+            example_log_probability: `[n]`, log of each example's item frequency at its time.
+            training: settings of the loss and its negatives.
+            schedule: settings of the pass.
+            listed: sources of negatives that belong to users.
+            item_vectors: `[N, D]` over item positions, taken as they are; None for the tower.
+        """
+        self._item_vectors = item_vectors
         self._listed = listed
         self._is_listwise = training.loss == "listwise"
         self._state = state
@@ -126,13 +141,14 @@ class BatchMaker:
             item_rows=self._item_rows[encoded].masked_fill(
                 torch.rand(len(encoded), generator=generator) < self._dropout.item, UNKNOWN_ROW
             ),
-            item_features=self._items.pick(encoded),
+            item_features=self._items.pick(encoded if self._item_vectors is None else encoded[:0]),
             columns=self._columns(indices, columns),
             weight=torch.from_numpy(self._examples.weight[indices]),
             row_negatives=tuple(
                 RowNegatives(place, lists.weight)
                 for place, lists in zip(places, self._listed, strict=True)
             ),
+            item_vectors=None if self._item_vectors is None else self._item_vectors[encoded],
         )
 
     def _draw(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from twotower.model.embedding_table import Lookup
 from twotower.model.logits import LogitRules, training_logits
 from twotower.model.losses import Loss, select_loss
 from twotower.model.row_negatives import row_negative_loss, select_row_loss
@@ -22,10 +23,18 @@ class Stepper:
     def __init__(
         self,
         model: TwoTower,
-        adam: torch.optim.Adam,
+        adam: torch.optim.Adam | None,
         training: TrainingSettings,
         schedule: PassSettings,
     ) -> None:
+        """Prepare the steps of a pass.
+
+        Args:
+            model: what is frozen there stays; everything else moves.
+            adam: over the dense parameters; None where they are frozen.
+            training: settings of the loss and its negatives.
+            schedule: settings of the pass.
+        """
         self._model = model
         self._adam = adam
         self._table_learning_rate = schedule.table_learning_rate
@@ -36,20 +45,28 @@ class Stepper:
         self._is_tiled = training.loss == "listwise" and training.negatives.in_batch
 
     def step(self, batch: Batch, generator: torch.Generator) -> float:
-        """Move every dense parameter and every looked-up row; return the batch's loss."""
+        """Move what is not frozen, of rows those looked up; return the batch's loss."""
         users, user_lookups = self._model.encode_users(
             batch.user_rows, batch.user_features, batch.history
         )
-        items, item_lookups = self._model.encode_items(batch.item_rows, batch.item_features)
+        items, item_lookups = self._items(batch)
         num_columns = len(batch.columns.items)
         loss = self._weighted_loss(users, items[:num_columns], batch, generator)
         loss = loss + self._row_negative_loss(users, items, batch)
-        self._adam.zero_grad()
+        if self._adam is not None:
+            self._adam.zero_grad()
         loss.backward()
-        self._adam.step()
+        if self._adam is not None:
+            self._adam.step()
         for lookup in [*user_lookups, *item_lookups]:
             lookup.apply_gradient(self._table_learning_rate)
         return loss.item()
+
+    def _items(self, batch: Batch) -> tuple[Tensor, list[Lookup]]:
+        """Return the item vectors of a batch, those it brings or those of the tower."""
+        if batch.item_vectors is not None:
+            return batch.item_vectors, []
+        return self._model.encode_items(batch.item_rows, batch.item_features)
 
     def _weighted_loss(
         self, users: Tensor, items: Tensor, batch: Batch, generator: torch.Generator

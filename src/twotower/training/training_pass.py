@@ -21,7 +21,7 @@ from twotower.training.resume import Cursor, PassKeeper
 from twotower.training.settings import PassSettings, TrainingSettings
 from twotower.training.step import Stepper, load_adam, save_adam
 
-__all__ = ["check_trained_once", "run_pass"]
+__all__ = ["check_trained_once", "mix_seeds", "run_pass"]
 
 
 def run_pass(
@@ -106,11 +106,11 @@ class _Pass:
 
     def finish_epoch(self, cursor: Cursor, progress: Progress) -> Cursor:
         """Train the epoch's examples from the cursor on; return where it ended."""
-        order = exact_shuffle(len(self._examples), _mix(*self._seed, cursor.epoch))
+        order = exact_shuffle(len(self._examples), mix_seeds(*self._seed, cursor.epoch))
         generator = torch.Generator()
         while cursor.start < len(order):
             indices = order[cursor.start : cursor.start + self._batch_size]
-            generator.manual_seed(_mix(*self._seed, cursor.epoch, cursor.start + 1))
+            generator.manual_seed(mix_seeds(*self._seed, cursor.epoch, cursor.start + 1))
             batch = self._maker.make(indices, generator)
             loss = self._stepper.step(batch, generator)
             failpoint("pass.after_step")
@@ -165,6 +165,6 @@ def check_trained_once(trained: Trained, *, rows: int, digest: str) -> None:
         )
 
 
-def _mix(*parts: int) -> int:
+def mix_seeds(*parts: int) -> int:
     """Return one 63-bit seed from several numbers."""
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)

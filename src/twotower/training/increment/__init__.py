@@ -1,0 +1,1 @@
+"""What an incremental update keeps beside the model: histories, bounds, its durable journal."""
