@@ -1,6 +1,7 @@
 """Effect tests of the embedding table."""
 
 import numpy as np
+import pytest
 import torch
 
 from twotower.model.embedding_table import EmbeddingTable
@@ -27,6 +28,16 @@ def test_a_step_is_row_wise_adagrad_on_the_touched_rows_alone() -> None:
         torch.testing.assert_close(made.accumulator[row], mean_square)
         expected = before[row] - 0.1 * gradient[row] / mean_square.sqrt()
         torch.testing.assert_close(made.weight[row], expected)
+
+
+@pytest.mark.parametrize("num_rows", [3, 50, 20_000])
+def test_rows_are_found_once_each_in_a_table_of_any_size(num_rows: int) -> None:
+    rows = torch.randint(num_rows, (200,), generator=torch.Generator().manual_seed(1))
+    made = table(num_rows)
+    looked_up = made.lookup(rows)
+    assert torch.equal(looked_up.rows, rows.unique())
+    assert torch.equal(looked_up.rows[looked_up.inverse], rows)
+    assert torch.equal(looked_up.embed(20, 90), made.weight[rows[20:90]])
 
 
 def test_the_accumulator_shortens_later_steps_and_its_decay_lengthens_them() -> None:

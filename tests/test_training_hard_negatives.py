@@ -356,7 +356,7 @@ def test_a_rows_own_positive_is_never_its_negative(
     places = batch.row_negatives[0].places
     own = torch.arange(len(state.items))  # somebody draws every item
     items = torch.cat([batch.columns.items, own])
-    assert len(batch.item_rows) == len(items)
+    assert len(batch.places) == len(items)
     drawn = torch.where(places == NO_ITEM, NO_ITEM, items[places.clamp_min(0)])
     assert (places[places != NO_ITEM] >= num_columns).all()
     assert not (drawn == batch.columns.items[:40, None]).any()
@@ -379,7 +379,7 @@ def test_a_step_adds_the_weighted_term_of_uncorrected_logits(
     with torch.no_grad():
         users, _ = state.model.encode_users(batch.user_rows, batch.user_features, batch.history)
         items, _ = state.model.encode_items(batch.item_rows, batch.item_features)
-    logits = users @ items.T / training.temperature
+    logits = users @ items[batch.places].T / training.temperature
     expected = 0.0
     for row, places in enumerate(batch.row_negatives[0].places.tolist()):
         own = logits[row, [place for place in places if place != NO_ITEM]][None]
@@ -413,7 +413,28 @@ def test_without_a_source_the_draws_are_those_of_the_easy_ones_alone(
     rows = torch.from_numpy(state.items.rows[items]).masked_fill(hidden, 0)
     assert batch.row_negatives == ()
     assert torch.equal(batch.columns.items, torch.from_numpy(items))
-    assert torch.equal(batch.item_rows, rows)
+    assert torch.equal(batch.item_rows[batch.places], rows)
+
+
+def test_an_item_is_encoded_once_shown_and_once_hidden(
+    lineage: Lineage, trained: tuple[Checkpoint, Examples]
+) -> None:
+    state, examples = trained
+    dropout = msgspec.structs.replace(lineage.project.training.id_dropout, item=0.5)
+    training = lineage.training(HardNegativeSettings(), id_dropout=dropout)
+    lists = lists_of(len(state.users), len(state.items), 0.2)
+    batch = batch_of(state, examples, training, lists)
+    items, num_columns = batch.columns.items, len(batch.columns.items)
+    places, is_hidden = batch.places[:num_columns], batch.item_rows[batch.places][:num_columns] == 0
+    inputs = set(zip(items.tolist(), is_hidden.tolist(), strict=True))
+    assert batch.num_column_vectors == len(inputs) < num_columns
+    assert 0.3 < is_hidden.float().mean() < 0.7
+    assert places.unique().tolist() == list(range(len(inputs)))
+    assert (batch.places[num_columns:] >= len(inputs)).all()
+    rows = torch.from_numpy(state.items.rows)[items]
+    assert torch.equal(batch.item_rows[places], rows.masked_fill(is_hidden, 0))
+    features = torch.from_numpy(state.item_profiles.multi)[items].long()
+    assert torch.equal(batch.item_features.multi[places], features)
 
 
 def test_the_same_seed_gives_the_same_bits(lineage: Lineage) -> None:

@@ -17,6 +17,8 @@ from twotower.model.touched_rows import TouchedRows
 __all__ = ["EmbeddingTable", "Lookup"]
 
 _EPSILON = 1e-8
+_MARK_BELOW = 8
+"""Rows of a table, as a multiple of those looked up, up to which marking beats sorting."""
 
 
 class Lookup:
@@ -27,17 +29,13 @@ class Lookup:
         if table.is_frozen:
             self.rows, self.inverse, self._values = rows[:0], rows, table.weight
             return
-        if len(rows) >= len(table) and table.touched is None:
-            # Taking every row is cheaper than finding the distinct ones; a row that was not
-            # looked up has a gradient of exactly zero, which moves nothing.
-            self.rows, self.inverse = torch.arange(len(table)), rows
-        else:
-            self.rows, self.inverse = torch.unique(rows, return_inverse=True)
-        self._values = table.weight[self.rows].requires_grad_()
+        self.rows, self.inverse = _distinct(rows, len(table))
+        self._values = table.weight.index_select(0, self.rows).requires_grad_()
 
     def embed(self, start: int = 0, end: int | None = None) -> Tensor:
         """Return the embeddings of `rows[start:end]` as given to the look-up, `[..., D]`."""
-        return functional.embedding(self.inverse[start:end], self._values)
+        # Its gradient adds rows up as they come; that of `embedding` sorts them first.
+        return self._values.index_select(0, self.inverse[start:end])
 
     def pool(self, offsets: Tensor, start: int = 0) -> Tensor:
         """Return the mean embedding of each bag, zeros for an empty one: `[B, D]`.
@@ -55,6 +53,20 @@ class Lookup:
         """Move the looked-up rows along their gradient; called once, after `backward`."""
         if self._values.grad is not None:
             self._table.descend(self.rows, self._values.grad, learning_rate)
+
+
+def _distinct(rows: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
+    """Return the distinct rows, ascending `[u]`, and the place of each row there: `[n]`.
+
+    Marking a small table is cheaper than sorting; for a large one it would cost its length.
+    """
+    if num_rows > _MARK_BELOW * len(rows):
+        distinct, inverse = torch.unique(rows, return_inverse=True)
+        return distinct, inverse
+    is_looked_up = torch.zeros(num_rows, dtype=torch.bool)
+    is_looked_up[rows] = True
+    rank = is_looked_up.cumsum(0) - 1
+    return is_looked_up.nonzero()[:, 0], rank.index_select(0, rows)
 
 
 class EmbeddingTable:
@@ -136,10 +148,10 @@ class EmbeddingTable:
             moves = self.touched.may_move(rows)
             rows, gradient = rows[moves], gradient[moves]
             self.touched.note(rows)
-        accumulator = self.accumulator[rows] + gradient.square().mean(1)
-        self.accumulator[rows] = accumulator
+        accumulator = self.accumulator.index_select(0, rows) + gradient.square().mean(1)
+        self.accumulator.index_copy_(0, rows, accumulator)
         step = learning_rate / (accumulator.sqrt() + _EPSILON)
-        self.weight[rows] -= step[:, None] * gradient
+        self.weight.index_add_(0, rows, step[:, None] * gradient, alpha=-1)
 
     def decay(self, factor: float) -> None:
         """Multiply every accumulator, so that months of warm starts do not stop the learning."""

@@ -1,38 +1,61 @@
 """The listwise loss and both gradients in tiles: the matrix of all logits is never held.
 
 The plain form, `training_logits` followed by `listwise`, writes `B x C` logits out and passes over
-them about ten times; here a tile of rows stays in cache from its scores to its gradients. The two
-are tested against each other. Legend: `B` examples, `C` columns, `D` dimension.
+them about ten times. Here a tile of rows stays in cache from its scores to its gradients, and three
+things that the plain form does to every logit are done to every column instead:
+
+- columns with the same vector, such as those of an item that occurs several times in the batch,
+  are one column: `sum_j exp(s - c_j) = exp(s) sum_j exp(-c_j)`. Almost every accidental hit is so a
+  row's own column, which counts for the row with its own expected count alone;
+- the correction is a weight of the column, `exp(s - c) = exp(s) exp(-c)`, and so part of a product;
+- scores are bounded by the lengths of the vectors, so that no row needs its maximum, unless the
+  bound leaves the range of float32: then every row is shifted by it as usual.
+
+The two forms are tested against each other. Legend: `B` examples, `C` columns, `V` distinct vectors
+of the columns, `D` dimension.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
 
+from twotower.model.lanes import num_lanes, run_in_lanes
 from twotower.model.logits import Columns, LogitRules
 
 __all__ = ["tiled_listwise"]
 
-_TILE_ROWS = 128
+_TILE_LOGITS: Final = 2**18
+"""A megabyte of float32, which stays in the cache of a core."""
+_MIN_TILE_ROWS: Final = 16
+_MAX_EXPONENT: Final = 75.0
+"""`exp` of it, summed over a batch, and its inverse are normal numbers of float32."""
 
 
 def tiled_listwise(
-    users: Tensor, items: Tensor, columns: Columns, rules: LogitRules, weight: Tensor
+    users: Tensor,
+    vectors: Tensor,
+    places: Tensor,
+    columns: Columns,
+    rules: LogitRules,
+    weight: Tensor,
 ) -> Tensor:
     """Return the weighted mean of the listwise loss over the batch, a scalar.
 
     Args:
         users: `[B, D]` user vectors.
-        items: `[C, D]` item vectors; row `i`'s positive is column `i`.
+        vectors: `[V, D]` item vectors, each of at least one column.
+        places: `int64[C]`, each column's vector; row `i`'s positive is column `i`.
         columns: what the columns hold.
         rules: settings; the batch must be one of the sources and all negatives used.
         weight: `[B]`.
     """
     share = weight / weight.sum()
-    loss: Tensor = _TiledListwise.apply(users, items, columns, rules, share)  # type: ignore[no-untyped-call]
+    loss: Tensor = _TiledListwise.apply(users, vectors, places, columns, rules, share)  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -41,58 +64,157 @@ class _TiledListwise(torch.autograd.Function):
     def forward(
         ctx: Any,
         users: Tensor,
-        items: Tensor,
+        vectors: Tensor,
+        places: Tensor,
         columns: Columns,
         rules: LogitRules,
         share: Tensor,
     ) -> Tensor:
         """Compute the loss tile by tile and, as the tile is at hand, both gradients."""
-        user_gradient, item_gradient = torch.empty_like(users), torch.zeros_like(items)
-        losses = torch.empty(len(users))
-        hit_rows, hit_columns = _find_hits(columns.items, len(users))
-        bounds = torch.searchsorted(hit_rows, torch.arange(0, len(users) + _TILE_ROWS, _TILE_ROWS))
-        for tile, start in enumerate(range(0, len(users), _TILE_ROWS)):
-            end = min(start + _TILE_ROWS, len(users))
-            rows = torch.arange(end - start)
-            logits = torch.addmm(
-                -columns.log_count, users[start:end], items.T, alpha=1 / rules.temperature
-            )
-            hits = slice(int(bounds[tile]), int(bounds[tile + 1]))
-            logits[hit_rows[hits] - start, hit_columns[hits]] = -torch.inf
-            if not rules.correct_positive:
-                logits[rows, start + rows] += columns.log_count[start:end]
-            positives = logits[rows, start + rows]
-            highest = logits.amax(1, keepdim=True)
-            mass = logits.sub_(highest).exp_()
-            total = mass.sum(1)
-            losses[start:end] = total.log() + highest[:, 0] - positives
-            scale = share[start:end] / rules.temperature
-            gradient = mass.mul_((scale / total)[:, None])
-            gradient[rows, start + rows] -= scale
-            torch.mm(gradient, items, out=user_gradient[start:end])
-            item_gradient.addmm_(gradient.T, users[start:end])
+        scaled = users / rules.temperature
+        own = places[: len(users)]
+        table = _weigh(scaled, vectors, places, columns, rules)
+        log_total, user_gradient = torch.empty(len(users)), torch.empty_like(users)
+        parts: list[Callable[[], Tensor]] = [
+            partial(_walk, table, scaled, share, rows, log_total, user_gradient)
+            for rows in _split(len(users), num_lanes())
+        ]
+        first, *others = run_in_lanes(parts)
+        item_gradient = sum(others, start=first).mul_(table.weight[:, None])
+        own_vectors = vectors[own]
+        user_gradient.addcmul_(own_vectors, share[:, None], value=-1).div_(rules.temperature)
+        item_gradient.index_add_(0, own, scaled * -share[:, None])
         ctx.save_for_backward(user_gradient, item_gradient)
-        return (losses * share).sum()
+        positives = (scaled * own_vectors).sum(1) + table.own_log_weight
+        return ((log_total - positives) * share).sum()
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
         """Hand out the gradients that `forward` computed."""
         user_gradient, item_gradient = ctx.saved_tensors
         (outer,) = gradients
-        return user_gradient * outer, item_gradient * outer, None, None, None
+        return user_gradient * outer, item_gradient * outer, None, None, None, None
 
 
-def _find_hits(items: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
-    """Return the accidental hits as ascending rows and their columns, without a `B x C` mask.
+class _Table(NamedTuple):
+    """The distinct vectors that every row is scored against."""
 
-    Every column but its own that holds the row's positive is one.
+    transposed: Tensor
+    """`[D, V]`."""
+    weighted: Tensor
+    """`[V, D]`, the vectors times their weights."""
+    weight: Tensor
+    """`[V]`, of each vector's `exp(score)`; ones where logits are shifted row by row."""
+    log_weight: Tensor | None
+    """`[V]`, to be added to the logits there; None where no shift is needed."""
+    highest: Tensor
+    """Scalar, log of the largest weight, by which all were divided."""
+    own: Tensor
+    """`int64[B]`, where each row's positive is."""
+    own_log_weight: Tensor
+    """`[B]`, log weight of the positive alone."""
+    own_log_factor: Tensor
+    """`[B]`, what makes of the weight of that column the positive's own."""
+    hit_rows: Tensor
+    """`int64[h]`, ascending: rows with a column that holds their positive under another vector."""
+    hit_places: Tensor
+    """`int64[h]`, that column."""
+
+
+def _weigh(
+    scaled: Tensor, vectors: Tensor, places: Tensor, columns: Columns, rules: LogitRules
+) -> _Table:
+    own = places[: len(scaled)]
+    log_weight = _log_sum(-columns.log_count, places, len(vectors))
+    highest = log_weight.max()
+    log_weight -= highest
+    own_log_weight = torch.zeros(len(scaled))
+    if rules.correct_positive:
+        own_log_weight = -columns.log_count[: len(scaled)]
+    own_log_factor = own_log_weight - highest - log_weight[own]
+    bound = scaled.norm(dim=1).max() * vectors.norm(dim=1).max()
+    spread = own_log_factor.abs().max() - log_weight.min()
+    is_bounded = bool(bound + spread <= _MAX_EXPONENT)
+    weight = log_weight.exp() if is_bounded else torch.ones_like(log_weight)
+    hit_rows, hit_places = _find_hits(columns.items, places, len(scaled))
+    return _Table(
+        vectors.T.contiguous(), vectors * weight[:, None], weight,
+        None if is_bounded else log_weight, highest, own, own_log_weight, own_log_factor,
+        hit_rows, hit_places,
+    )  # fmt: skip
+
+
+def _log_sum(values: Tensor, places: Tensor, size: int) -> Tensor:
+    """Return the log of the sum of `exp(value)` by place, `[size]`; minus infinity of none."""
+    highest = torch.full((size,), -torch.inf).scatter_reduce_(0, places, values, "amax")
+    total = torch.zeros(size).index_add_(0, places, (values - highest[places]).exp())
+    return total.log() + highest
+
+
+def _split(num_rows: int, parts: int) -> list[range]:
+    """Return the rows in as many runs, or fewer, as even as can be."""
+    size = -(-num_rows // parts)
+    return [range(start, min(start + size, num_rows)) for start in range(0, num_rows, size)]
+
+
+def _walk(
+    table: _Table,
+    scaled: Tensor,
+    share: Tensor,
+    rows: range,
+    log_total: Tensor,
+    user_gradient: Tensor,
+) -> Tensor:
+    """Fill the rows' log totals and softmax means; return their `[V, D]` for the items."""
+    size = max(_MIN_TILE_ROWS, _TILE_LOGITS // len(table.weight))
+    item_gradient = torch.zeros_like(table.weighted)
+    buffer = torch.empty(min(size, len(rows)), len(table.weight))
+    for start in range(rows.start, rows.stop, size):
+        tile = slice(start, min(start + size, rows.stop))
+        mass = buffer[: tile.stop - start]
+        shift = _fill_mass(mass, table, scaled, tile)
+        total = torch.mv(mass, table.weight)
+        log_total[tile] = total.log() + shift
+        torch.mm(mass, table.weighted, out=user_gradient[tile])
+        scale = (share[tile] / total)[:, None]
+        user_gradient[tile] *= scale
+        item_gradient.addmm_(mass.T, scaled[tile] * scale)
+    return item_gradient
+
+
+def _fill_mass(mass: Tensor, table: _Table, scaled: Tensor, tile: slice) -> Tensor:
+    """Write `exp(logit - shift)` of a tile, but for the columns' weights; return the shift."""
+    rows, own = torch.arange(len(mass)), table.own[tile]
+    bounds = torch.tensor([tile.start, tile.stop])
+    first, last = torch.searchsorted(table.hit_rows, bounds).tolist()
+    hits = (table.hit_rows[first:last] - tile.start, table.hit_places[first:last])
+    torch.mm(scaled[tile], table.transposed, out=mass)
+    if table.log_weight is None:
+        mass.exp_()
+        mass[rows, own] *= table.own_log_factor[tile].exp()
+        mass[hits] = 0.0
+        return table.highest
+    mass.add_(table.log_weight)
+    mass[rows, own] += table.own_log_factor[tile]
+    mass[hits] = -torch.inf
+    highest = mass.amax(1)
+    mass.sub_(highest[:, None]).exp_()
+    return highest + table.highest
+
+
+def _find_hits(items: Tensor, places: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
+    """Return the accidental hits that are not a row's own vector, as ascending rows and places.
+
+    Without a `B x V` mask: of items with several vectors, such as one of a hidden ID.
     """
-    in_order, order = torch.sort(items, stable=True)
+    item_of_place = items.new_empty(int(places.max()) + 1)
+    item_of_place[places] = items
+    in_order, order = torch.sort(item_of_place, stable=True)
     wanted = items[:num_rows]
     first = torch.searchsorted(in_order, wanted)
     counts = torch.searchsorted(in_order, wanted, right=True) - first
     rows = torch.repeat_interleave(torch.arange(num_rows), counts)
-    place = torch.arange(len(rows)) - (counts.cumsum(0) - counts)[rows]
-    columns = order[first[rows] + place]
-    is_other = columns != rows
-    return rows[is_other], columns[is_other]
+    rank = torch.arange(len(rows)) - (counts.cumsum(0) - counts)[rows]
+    found = order[first[rows] + rank]
+    is_other = found != places[rows]
+    return rows[is_other], found[is_other]

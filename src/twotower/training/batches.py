@@ -2,7 +2,8 @@
 
 Everything random in a step comes from a generator that is seeded by the run and the step's
 number, so a resumed run draws what an unstopped one would have drawn.
-Legend: `B` examples, `U` uniform items, `C = B + U` columns, `H` negatives of a row's own.
+Legend: `B` examples, `U` uniform items, `C = B + U` columns, `V` distinct inputs of the item tower
+among them, `H` negatives of a row's own, `n` items among those.
 """
 
 from __future__ import annotations
@@ -38,13 +39,20 @@ class Batch(NamedTuple):
     user_features: Features
     history: History | None
     item_rows: Tensor
-    """`int64[C + n]`: those of the columns, then those of the rows' own negatives, each once."""
+    """`int64[V + n]`: the columns' distinct ones, then those of the rows' own negatives."""
     item_features: Features
+    places: Tensor
+    """`int64[C + n]`: where among these each column is, and each item of the own negatives."""
     columns: Columns
     weight: Tensor
     row_negatives: tuple[RowNegatives, ...]
     item_vectors: Tensor | None = None
-    """`[C + n, D]`, constants in place of what the item tower would say; None for the tower."""
+    """`[V + n, D]`, constants in place of what the item tower would say; None for the tower."""
+
+    @property
+    def num_column_vectors(self) -> int:
+        """`V`: the first so many item vectors of the step are the columns'."""
+        return len(self.item_rows) - (len(self.places) - len(self.columns.items))
 
 
 class NegativeLists(NamedTuple):
@@ -73,9 +81,9 @@ class ProfileTensors:
     def pick(self, positions: Tensor, hidden: Tensor | None = None) -> Features:
         """Return the features at `positions`, those of nobody where `hidden`."""
         picked = Features(
-            self._categorical[positions].long(),
-            self._numeric[positions],
-            self._multi[positions].long(),
+            self._categorical.index_select(0, positions).long(),
+            self._numeric.index_select(0, positions),
+            self._multi.index_select(0, positions).long(),
         )
         if hidden is not None:
             for values, missing in zip(picked, self._missing, strict=True):
@@ -133,15 +141,15 @@ class BatchMaker:
         columns = torch.cat([items, uniform])
         drawn = [self._draw(lists, users, items, generator) for lists in self._listed]
         own_items, places = place_items(drawn, len(columns))
-        encoded = torch.cat([columns, own_items])
+        hidden = torch.rand(len(columns) + len(own_items), generator=generator) < self._dropout.item
+        encoded, hidden_item, step_places = _merge(columns, own_items, hidden)
         return Batch(
             user_rows=self._user_rows[users].masked_fill(hidden_id, UNKNOWN_ROW),
             user_features=self._users.pick(users, hidden_all),
             history=self._history(indices, hidden_all.numpy()),
-            item_rows=self._item_rows[encoded].masked_fill(
-                torch.rand(len(encoded), generator=generator) < self._dropout.item, UNKNOWN_ROW
-            ),
+            item_rows=self._item_rows[encoded].masked_fill(hidden_item, UNKNOWN_ROW),
             item_features=self._items.pick(encoded if self._item_vectors is None else encoded[:0]),
+            places=step_places,
             columns=self._columns(indices, columns),
             weight=torch.from_numpy(self._examples.weight[indices]),
             row_negatives=tuple(
@@ -196,3 +204,26 @@ class BatchMaker:
             correction=self._negatives.correction,
         )
         return Columns(items, log_count)
+
+
+def _merge(columns: Tensor, own_items: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what the item tower has to encode: each item of the columns at most twice.
+
+    Every column draws for itself whether its ID is hidden, as if none were encoded together; then
+    those of one item that have the same input, ID shown or ID hidden, share one vector.
+
+    Args:
+        columns: `int64[C]` item positions, some several times.
+        own_items: `int64[n]` item positions of the rows' own negatives.
+        hidden: `bool[C + n]`, whether the ID is hidden.
+
+    Returns:
+        `int64[V + n]` item positions, `bool[V + n]`, and the place of each of the `C + n` there.
+    """
+    inputs, places = torch.unique(2 * columns + hidden[: len(columns)], return_inverse=True)
+    own_places = torch.arange(len(inputs), len(inputs) + len(own_items))
+    return (
+        torch.cat([inputs // 2, own_items]),
+        torch.cat([inputs % 2 == 1, hidden[len(columns) :]]),
+        torch.cat([places, own_places]),
+    )

@@ -50,8 +50,7 @@ class Stepper:
             batch.user_rows, batch.user_features, batch.history
         )
         items, item_lookups = self._items(batch)
-        num_columns = len(batch.columns.items)
-        loss = self._weighted_loss(users, items[:num_columns], batch, generator)
+        loss = self._weighted_loss(users, items, batch, generator)
         loss = loss + self._row_negative_loss(users, items, batch)
         if self._adam is not None:
             self._adam.zero_grad()
@@ -71,17 +70,20 @@ class Stepper:
     def _weighted_loss(
         self, users: Tensor, items: Tensor, batch: Batch, generator: torch.Generator
     ) -> Tensor:
+        places = batch.places[: len(batch.columns.items)]
         if self._is_tiled:
-            return tiled_listwise(users, items, batch.columns, self._rules, batch.weight)
-        positives, negatives = training_logits(
-            users @ items.T, batch.columns, self._rules, generator
-        )
+            vectors = items[: batch.num_column_vectors]
+            return tiled_listwise(users, vectors, places, batch.columns, self._rules, batch.weight)
+        scores = users @ items.index_select(0, places).T
+        positives, negatives = training_logits(scores, batch.columns, self._rules, generator)
         losses = self._loss(positives, negatives)
         return (losses * batch.weight).sum() / batch.weight.sum()
 
     def _row_negative_loss(self, users: Tensor, items: Tensor, batch: Batch) -> Tensor:
         """Return the weighted terms of the sources of row negatives, 0 where there is none."""
         total = torch.zeros(())
+        if batch.row_negatives:
+            items = items.index_select(0, batch.places)
         for source in batch.row_negatives:
             losses = row_negative_loss(
                 self._row_loss, users, items, source.places, self._rules.temperature
