@@ -201,7 +201,8 @@ def test_item_vectors_of_mode_user_are_those_that_are_served(
     (batch,) = found
     assert batch.item_vectors is not None
     place = {int(item): n for n, item in enumerate(base.corpus)}
-    for item, vector in zip(batch.columns.items.tolist(), batch.item_vectors, strict=True):
+    vectors = batch.item_vectors[batch.places]
+    for item, vector in zip(batch.columns.items.tolist(), vectors, strict=True):
         if item in place:
             np.testing.assert_array_equal(vector.numpy(), served[place[item], :8])
         else:
