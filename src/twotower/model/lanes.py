@@ -7,12 +7,11 @@ costs more than the arithmetic. Parts of many operations meet once.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 import torch
 
@@ -33,30 +32,44 @@ def run_in_lanes(parts: Sequence[Callable[[], T]]) -> list[T]:
     """Run the parts at once and return their results in order; none may depend on another.
 
     The same parts and thread count give the same bits: which lane ran a part changes nothing.
+    Gradients are not recorded there.
     """
     lanes = num_lanes()
     if lanes == 1 or len(parts) == 1:
         return [part() for part in parts]
-    executor = _executor(lanes, torch.get_num_threads())
+    executor = _running(lanes, torch.get_num_threads())
     return [future.result() for future in [executor.submit(part) for part in parts]]
 
 
+class _Lanes(NamedTuple):
+    executor: ThreadPoolExecutor
+    workers: list[threading.Thread]
+
+
+def _running(lanes: int, threads: int) -> ThreadPoolExecutor:
+    started = _start(lanes, threads)
+    if not all(worker.is_alive() for worker in started.workers):
+        # This is a forked child, which has none of its parent's threads: it would wait for ever.
+        _start.cache_clear()
+        started = _start(lanes, threads)
+    return started.executor
+
+
 @cache
-def _executor(lanes: int, threads: int) -> ThreadPoolExecutor:
-    """Return threads in which PyTorch splits an operation over their share of `threads`."""
-    started = threading.Barrier(lanes)
+def _start(lanes: int, threads: int) -> _Lanes:
+    """Start threads in which PyTorch splits an operation over their share of `threads`."""
+    all_started = threading.Barrier(lanes)
     executor = ThreadPoolExecutor(lanes, "lane")
 
-    def start() -> None:
+    def begin() -> threading.Thread:
+        torch.get_num_threads()  # else the first operation here would undo the setting
         torch.set_num_threads(max(1, threads // lanes))
-        started.wait()
+        torch.set_grad_enabled(False)
+        all_started.wait()
+        return threading.current_thread()
 
-    for future in [executor.submit(start) for _ in range(lanes)]:
-        future.result()
+    begun = [executor.submit(begin) for _ in range(lanes)]
+    workers = [future.result() for future in begun]
     # The setting is each thread's own, but threads started later begin with the last one.
     torch.set_num_threads(threads)
-    return executor
-
-
-# A forked child has none of its parent's threads, and would wait for them for ever.
-os.register_at_fork(after_in_child=_executor.cache_clear)
+    return _Lanes(executor, workers)
