@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from collector_project import free_port
 from serving_project import publish_marked, write_project
 from twotower.cli.app import app
 from twotower.config import Project, load_project
@@ -32,7 +35,7 @@ NOW_MS = int(NOW_S * 1000)
 
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
-    return load_project(write_project(tmp_path))
+    return load_project(write_project(tmp_path, more=f"port = {free_port()}"))
 
 
 def look(project: Project) -> ProjectState:
@@ -152,6 +155,34 @@ def test_the_last_nights_with_their_outcome(project: Project) -> None:
     assert "refused" in words
     assert "1 h 2 min" in words
     assert [night["outcome"] for night in shown_json(project)["nights"]] == ["live", "refused"]
+
+
+class _Answering(BaseHTTPRequestHandler):
+    body = b""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(self.body)
+
+    def log_message(self, *arguments: object) -> None:
+        """Say nothing."""
+
+
+def test_what_the_workers_serve_is_asked_of_the_server(project: Project) -> None:
+    assert look(project).serving is None
+    assert "no server listens" in shown(project)
+    worker = {"pid": 1, "state": "serving", "generation": "g-000002", "sequence": 2, "more": 1}
+    ready = {"status": "ready", "workers": [worker, {**worker, "pid": 2}]}
+    with HTTPServer(("127.0.0.1", project.serving.port), _Answering) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        _Answering.body = json.dumps(ready).encode()
+        assert "ready: 2 workers, serving g-000002" in shown(project)
+        _Answering.body = b"<html>"
+        assert "found another one" in look(project).problems["serving"]
+        server.shutdown()
+        thread.join()
 
 
 def test_one_damaged_part_hides_no_other(project: Project) -> None:

@@ -129,7 +129,12 @@ def test_a_killed_supervisor_leaves_no_orphan(here: Path) -> None:
         pids = [up.running_child(name).pid for name in ("a", "b")]
         up.process.kill()
         up.process.wait()
-        eventually(lambda: not any(is_alive(pid) for pid in pids if pid))
+        try:
+            eventually(lambda: not any(is_alive(pid) for pid in pids if pid), deadline_s=10.0)
+        finally:
+            for pid in pids:
+                if pid and is_alive(pid):
+                    os.kill(pid, signal.SIGKILL)
 
 
 def test_a_process_whose_supervisor_died_before_it_began_does_not_begin(here: Path) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from twotower.runtime.nights import NightRecord
     from twotower.runtime.observing import ProjectState
+    from twotower.runtime.serving_state import ServedByWorker
     from twotower.runtime.status_file import ProcessStatus
 
 __all__ = ["register"]
@@ -70,6 +71,7 @@ def _lines(state: ProjectState, zone: ZoneInfo) -> Iterator[tuple[str, str]]:
         yield "newest delta", f"{delta.sequence}: {words}"
     else:
         yield "newest delta", "none over the live generation"
+    yield "served", _served_words(state)
     fresh = state.freshness_s
     yield "freshness", "nothing is served" if fresh is None else f"{_span(fresh)} behind"
     log = state.event_log
@@ -92,6 +94,21 @@ def _live_words(state: ProjectState, zone: ZoneInfo) -> str:
     trained = live.through_day or "the history"
     cut = f", cut {_moment(live.cut_ms, zone)}" if live.cut_ms else ""
     return f"{live.generation}, activation {live.sequence}, trained through {trained}{cut}"
+
+
+def _served_words(state: ProjectState) -> str:
+    """Say what the workers answer from, together where they agree."""
+    if (serving := state.serving) is None:
+        return "no server listens"
+    found = sorted({_worker_words(worker) for worker in serving.workers})
+    return f"{serving.status}: {len(serving.workers)} workers, {'; '.join(found)}"
+
+
+def _worker_words(worker: ServedByWorker) -> str:
+    generation = worker.generation or "nothing loaded"
+    delta = f", delta {worker.delta}" if worker.delta is not None else ""
+    problem = f" ({worker.problem})" if worker.problem else ""
+    return f"{worker.state} {generation}{delta}{problem}"
 
 
 def _join_words(state: ProjectState, zone: ZoneInfo) -> str:

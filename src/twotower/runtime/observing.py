@@ -1,7 +1,8 @@
 """How a project stands: what is live, how fresh it is, how far each part has come, what runs.
 
-Everything is read from the files of the parts; nothing is started, made or locked, so it can be
-asked at any time, also while nothing runs. A part that cannot be read says why and hides no other.
+Everything is read from the files of the parts, and asked of the server if one listens; nothing is
+started, made or locked, so it can be asked at any time, also while nothing runs. A part that cannot
+be read says why and hides no other.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from twotower.publishing.delta import DeltaManifest, newest_delta
 from twotower.publishing.store import ModelStore
 from twotower.runtime.files import LOCK, runtime_folder
 from twotower.runtime.nights import NightBook, NightRecord
+from twotower.runtime.serving_state import ServingState, ask_server
 from twotower.runtime.status_file import RuntimeStatus, read_status
 
 __all__ = [
@@ -112,6 +114,8 @@ class ProjectState(msgspec.Struct, frozen=True, kw_only=True):
     freshness_s: float | None
     """Now, less the time of the newest event inside what is live."""
     deltas: DeltaState | None
+    serving: ServingState | None
+    """None where no server listens at the project's address."""
     event_log: EventLogState | None
     join: JoinState | None
     increments: IncrementState | None
@@ -147,6 +151,7 @@ def observe(project: Project, clock: Callable[[], float] = time.time) -> Project
         live=live,
         freshness_s=_freshness_s(live, newest, now_ms),
         deltas=_deltas(newest, now_ms) if newest else None,
+        serving=part("serving", lambda: _serving(project)),
         event_log=events,
         join=_join(examples, events) if examples else None,
         increments=_increments(newest, examples),
@@ -187,6 +192,11 @@ def _deltas(newest: DeltaManifest, now_ms: int) -> DeltaState:
         items=newest.counts.get("items", 0),
         newest_event_time_ms=newest.span.newest_event_time_ms,
     )
+
+
+def _serving(project: Project) -> ServingState | None:
+    settings = project.serving
+    return ask_server(settings.host, settings.port) if settings.port else None
 
 
 def _event_log(project: Project) -> EventLogState | None:
