@@ -13,7 +13,8 @@ from twotower.errors import ConfigError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from twotower.serving.retriever import Answer
+    from twotower.config import Project
+    from twotower.serving.retriever import Answer, Retriever
 
 __all__ = ["register"]
 
@@ -50,10 +51,9 @@ def retrieve(
     Example: twotower retrieve --user 712 -k 20
     """
     from twotower.config import load_project
-    from twotower.serving.retriever import Retriever
 
     profile = _parse_features(features)
-    retriever = Retriever.open(load_project(config).data_path, generation)
+    retriever = _as_served(load_project(config), generation)
     answer = retriever.retrieve(
         user, k, features=profile, recent=recent or None, include_seen=include_seen
     )
@@ -61,6 +61,20 @@ def retrieve(
         output.emit_json(answer)
     else:
         _print_answer(answer)
+
+
+def _as_served(project: Project, generation: str | None) -> Retriever:
+    """Return what a server would answer from now; what it would refuse is said."""
+    from twotower.serving.day import DayFollower, LogReader, NoCounts
+    from twotower.serving.retriever import Retriever
+
+    reader = LogReader(project.data_path, ("click",))
+    day = DayFollower(project.data_path, project.serving, NoCounts(), reader)
+    retriever = day.catch_up(Retriever.open(project.data_path, generation))
+    reader.close()
+    for problem in day.problems.values():
+        output.print_error(problem)
+    return retriever
 
 
 def _parse_features(text: str | None) -> dict[str, Any] | None:
@@ -77,10 +91,14 @@ def _parse_features(text: str | None) -> dict[str, Any] | None:
 
 
 def _print_answer(answer: Answer) -> None:
-    sequence = f", sequence {answer.sequence}" if answer.sequence else ", not live"
-    output.console.print(
-        f"user {answer.user_id} · generation {answer.generation}{sequence}", markup=False
-    )
+    made_by = [
+        f"generation {answer.generation}",
+        f"sequence {answer.sequence}" if answer.sequence else "not live",
+        f"delta {answer.delta or 'none'}",
+    ]
+    if answer.user_state_offset is not None:
+        made_by.append(f"events before offset {answer.user_state_offset:,}")
+    output.console.print(f"user {answer.user_id} · {', '.join(made_by)}", markup=False)
     if answer.degraded:
         output.console.print(f"degraded: {', '.join(answer.degraded)}", markup=False)
     clicks = [([str(click.item_id)], click.display) for click in answer.recent]

@@ -7,6 +7,7 @@ them the worker counts that saw the most. Nothing here is labelled by user.
 
 from __future__ import annotations
 
+import threading
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from typing import Final, Literal, NamedTuple
@@ -78,7 +79,7 @@ UNSEEN_VALUES: Final = _Definition(
 )
 PUBLISHES: Final = _Definition(
     "twotower_publish_total", "counter",
-    "Activations that the server followed, or refused.", ("kind", "result"), (), True,
+    "Activations and deltas that the server followed, or refused.", ("kind", "result"), (), True,
 )  # fmt: skip
 PUBLISH_SECONDS: Final = _Definition(
     "twotower_publish_duration_seconds", "histogram",
@@ -94,11 +95,12 @@ _DEFINITIONS: Final = {
 
 
 class Metrics:
-    """What one worker counts. Each metric is written by one thread only."""
+    """What one worker counts. Each metric is written by one thread only, but for publishes."""
 
     def __init__(self, block: CounterBlock) -> None:
         """Go on with the numbers in `block`; what is in flight starts at 0."""
         self._block = block
+        self._publishing = threading.Lock()
         self._places: dict[tuple[str, ...], int] = {}
         self._rows: dict[tuple[str, ...], list[int]] = {}
         self._in_flight = block.place(_name(IN_FLIGHT.name, (), ""))
@@ -134,12 +136,14 @@ class Metrics:
                 self._add(UNSEEN_VALUES, reason[len("feature:") : -len("=unseen")])
 
     def publish_ended(self, kind: str, result: str) -> None:
-        """Count an activation that was taken over or refused."""
-        self._add(PUBLISHES, kind, result)
+        """Count an activation or a delta that was taken over or refused."""
+        with self._publishing:
+            self._add(PUBLISHES, kind, result)
 
     def publish_phase(self, kind: str, phase: str, seconds: float) -> None:
         """Count the time of one phase of taking over: load or warm."""
-        self._observe(PUBLISH_SECONDS, seconds, kind, phase)
+        with self._publishing:
+            self._observe(PUBLISH_SECONDS, seconds, kind, phase)
 
     def _add(self, definition: _Definition, *labels: str) -> None:
         place = self._places.get((definition.name, *labels))
@@ -242,12 +246,14 @@ def _generation_metrics(statuses: list[WorkerStatus], now_s: float) -> Iterator[
     served = [status for status in statuses if status.sequence is not None and status.is_alive]
     if not served:
         return
-    live = min(served, key=lambda status: status.sequence or 0)
+    live = min(served, key=lambda status: (status.sequence or 0, status.delta or 0))
     info = GaugeMetricFamily(
         "twotower_generation_info", "What is served.", labels=["generation", "delta", "sha"]
     )
-    info.add_metric([live.generation or "", "", live.manifest], 1)
+    delta = "" if live.delta is None else str(live.delta)
+    info.add_metric([live.generation or "", delta, live.manifest], 1)
     yield info
+    yield from _day_metrics(served, now_s)
     figures = {
         "created_timestamp": ("When the generation was published.", live.created_s),
         "activated_timestamp": ("When it became live.", live.activated_s),
@@ -255,6 +261,27 @@ def _generation_metrics(statuses: list[WorkerStatus], now_s: float) -> Iterator[
     }
     for name, (text, value) in figures.items():
         yield GaugeMetricFamily(f"twotower_generation_{name}_seconds", text, value=value)
+
+
+def _day_metrics(served: list[WorkerStatus], now_s: float) -> Iterator[GaugeMetricFamily]:
+    """Return what the day brought, of the worker that is furthest behind in each."""
+    newest_s = min(status.newest_event_s for status in served)
+    figures = {
+        "delta_sequence": (
+            "The last delta applied over the generation, 0 for none.",
+            min(status.delta or 0 for status in served),
+        ),
+        "freshness_seconds": (
+            "Now minus the newest event that generation and delta have learned from.",
+            now_s - newest_s,
+        ),
+        "user_state_offset": (
+            "Of the event log: what users did before it counts.",
+            min(status.user_state_offset or 0 for status in served),
+        ),
+    }
+    for name, (text, value) in figures.items():
+        yield GaugeMetricFamily(f"twotower_{name}", text, value=value)
 
 
 def _process_metrics(pids: set[int]) -> Iterator[Metric]:

@@ -4,6 +4,9 @@ One thread a worker looks at `CURRENT`, loads aside and replaces one reference. 
 that reference once, so its answer comes from one generation; the old one is freed with the last
 request that uses it. A generation that is damaged or cannot be loaded leaves the old one serving.
 The sequence of activations only grows, so a connection never sees an older one again.
+
+Another thread follows what the day brings over the generation, also while the next one loads. A
+generation goes live together with everything that exists for it: deltas and users' actions.
 """
 
 from __future__ import annotations
@@ -13,26 +16,24 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
-
-import numpy as np
 
 from twotower.errors import ConfigError, CorruptArtifact, DataError, TwoTowerError
 from twotower.publishing.activation import Activation
 from twotower.publishing.manifest import Manifest
 from twotower.publishing.store import ModelStore
-from twotower.serving.messages import MAX_K, RetrieveRequest
+from twotower.serving.day import DayFollower, LogReader, named_problem
+from twotower.serving.messages import RetrieveRequest
 from twotower.serving.metrics import Metrics
 from twotower.serving.retriever import Found, Retriever
 from twotower.serving.settings import ServingSettings
+from twotower.serving.warming import check_answer, probes
 
 __all__ = ["Follower", "Served", "find"]
 
 _LOGGER: Final = logging.getLogger("twotower")
-_NUM_PROBES: Final = 20
-_PROBE_K: Final = 100
 _BREATH_S: Final = 0.001
 """Between two warming requests: the thread that answers gets the interpreter back."""
 _KIND: Final = "full"
@@ -44,6 +45,8 @@ class Served(NamedTuple):
     retriever: Retriever
     manifest: Manifest
     activation: Activation
+    day: DayFollower
+    """Brings `retriever` up to date."""
 
 
 def find(retriever: Retriever, request: RetrieveRequest) -> Found:
@@ -59,7 +62,8 @@ def find(retriever: Retriever, request: RetrieveRequest) -> Found:
 
 
 class Follower:
-    """Keeps `served` at what is live. `tick` belongs to one thread; anybody may read `served`."""
+    """Keeps `served` at what is live. `tick` and `tick_day` belong to one thread each; anybody
+    may read `served`."""
 
     def __init__(
         self,
@@ -67,6 +71,7 @@ class Follower:
         settings: ServingSettings,
         metrics: Metrics,
         on_change: Callable[[Follower], None] = lambda follower: None,
+        positive_outcomes: Sequence[str] = ("click",),
     ) -> None:
         """Nothing is loaded yet.
 
@@ -75,36 +80,65 @@ class Follower:
             settings: How often to look, and what to warm with.
             metrics: Counts what was taken over and what was refused.
             on_change: Called after every change of `served` or `problem`.
+            positive_outcomes: Outcomes of the event log that count as clicks.
         """
         self.served: Served | None = None
-        self.problem: str | None = None
-        """Why `served` is not what is live."""
         self.recent_requests: deque[RetrieveRequest] = deque(maxlen=settings.warm_requests)
         """Filled by whoever answers; the next generation is warmed with them."""
         self.has_looked = threading.Event()
         """Set after the first `tick`, whatever came of it."""
+        self._problem: str | None = None
+        self._data_path = data_path
         self._store = ModelStore(data_path)
+        self._reader = LogReader(data_path, positive_outcomes)
+        self._swapping = threading.Lock()
         self._settings = settings
         self._metrics = metrics
         self._on_change = on_change
         self._retry_at_s = 0.0
         self._refused: tuple[str, int] | None = None
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._loop, name="follower", daemon=True)
+        self._threads = [
+            threading.Thread(target=self._loop, args=(look,), name=name, daemon=True)
+            for name, look in (("follower", self.tick), ("day", self.tick_day))
+        ]
+
+    @property
+    def problem(self) -> str | None:
+        """Why `served` is not all that is there."""
+        served = self.served
+        day = served.day.problems.copy().values() if served else ()
+        return "; ".join(filter(None, [self._problem, *day])) or None
 
     def start(self) -> None:
-        """Begin to follow, in a thread."""
-        self._thread.start()
+        """Begin to follow, in two threads."""
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
-        """End the thread, after the load that may be running; `served` stays."""
+        """End the threads, after the load that may be running; `served` stays."""
         self._stopping.set()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
+        self._reader.close()
 
-    def _loop(self) -> None:
+    def _loop(self, look: Callable[[], None]) -> None:
         while not self._stopping.is_set():
-            self.tick()
+            look()
             self._stopping.wait(self._settings.poll_s)
+
+    def tick_day(self) -> None:
+        """Look once at what the day brought over the generation that is served."""
+        served = self.served
+        if served is None:
+            return
+        problem = self.problem
+        retriever = served.day.advance(served.retriever)
+        with self._swapping:
+            if self.served is not None and self.served.day is served.day:  # none was swapped in
+                self.served = self.served._replace(retriever=retriever)
+        if retriever is not served.retriever or problem != self.problem:
+            self._on_change(self)
 
     def tick(self) -> None:
         """Look once at what is live and follow it."""
@@ -133,8 +167,8 @@ class Follower:
             )
         if served is not None and live.manifest == served.activation.manifest:
             if live.sequence > served.activation.sequence:
-                self._swap(served._replace(activation=live))
-            elif self.problem is not None:
+                self._reactivate(live)
+            elif self._problem is not None:
                 self._settle()
             return
         self._swap(self._load())
@@ -144,9 +178,11 @@ class Follower:
         with self._timed("load"):
             generation, activation = self._store.open_live()
             retriever = Retriever(generation, activation, threads=self._settings.threads)
+        day = DayFollower(self._data_path, self._settings, self._metrics, self._reader)
+        retriever = day.catch_up(retriever)
         with self._timed("warm"):
             self._warm(retriever)
-        return Served(retriever, generation.manifest, activation)
+        return Served(retriever, generation.manifest, activation, day)
 
     @contextlib.contextmanager
     def _timed(self, phase: str) -> Iterator[None]:
@@ -156,8 +192,8 @@ class Follower:
 
     def _warm(self, retriever: Retriever) -> None:
         """Answer known users, an unknown one, and recent requests; refuse what is not whole."""
-        for request in _probes(retriever):
-            _check_answer(retriever, request, find(retriever, request))
+        for request in probes(retriever):
+            check_answer(retriever, request, find(retriever, request))
             time.sleep(_BREATH_S)
         for request in list(self.recent_requests):
             # a feature of the old model may be none of the new one's
@@ -167,9 +203,21 @@ class Follower:
 
     def _swap(self, served: Served) -> None:
         """Serve it from now on; the old one goes with the last request that uses it."""
-        if self.served and served.activation.sequence <= self.served.activation.sequence:
-            return  # a roll-back came while this one was loaded; the next tick follows it
-        self.served = served
+        with self._swapping:
+            if self.served and served.activation.sequence <= self.served.activation.sequence:
+                return  # a roll-back came while this one was loaded; the next tick follows it
+            newest = served.day.advance(served.retriever)  # what came while it was warmed
+            self.served = served._replace(retriever=newest)
+        self._took_over(served)
+
+    def _reactivate(self, live: Activation) -> None:
+        """Go on with the generation that is served, under another activation."""
+        with self._swapping:
+            assert self.served is not None
+            self.served = served = self.served._replace(activation=live)
+        self._took_over(served)
+
+    def _took_over(self, served: Served) -> None:
         rolled_back = served.activation.action == "roll_back"
         self._metrics.publish_ended(_KIND, "rolled_back" if rolled_back else "ok")
         _LOGGER.info(
@@ -179,48 +227,20 @@ class Follower:
         self._settle()
 
     def _settle(self) -> None:
-        self.problem, self._refused = None, None
+        self._problem, self._refused = None, None
         self._on_change(self)
 
     def _refuse(self, activation: Activation | None, error: Exception) -> None:
         """Keep what is served; count and report the refusal once, not at every look."""
-        problem = _sentence(error)
+        problem = named_problem(error)
         self._retry_at_s = time.monotonic() + self._settings.retry_s
         if activation is not None:
             self._refused = (activation.manifest, activation.sequence)
-        if problem == self.problem:
+        if problem == self._problem:
             return
-        self.problem = problem
+        self._problem = problem
         result = "corrupt" if isinstance(error, CorruptArtifact) else "rejected"
         self._metrics.publish_ended(_KIND, result)
         unexpected = not isinstance(error, TwoTowerError)
         _LOGGER.error("not_followed problem=%r", problem, exc_info=error if unexpected else None)
         self._on_change(self)
-
-
-def _sentence(error: Exception) -> str:
-    named = str(error) if isinstance(error, TwoTowerError) else f"{type(error).__name__}: {error}"
-    return named[:1000]
-
-
-def _probes(retriever: Retriever) -> Iterator[RetrieveRequest]:
-    """Yield requests of users spread over all known ones, and of one who is not known."""
-    users = retriever.encoder.users
-    num_known = len(users)
-    places = np.unique(np.linspace(0, max(num_known - 1, 0), _NUM_PROBES).astype(np.int64))
-    known = users.decode(places) if num_known else []
-    stranger = -(2**63) if users.kind == "int" else "\x01nobody"
-    for user in (*known, stranger):
-        yield RetrieveRequest(user_id=user, k=min(_PROBE_K, MAX_K), include_seen=True)
-
-
-def _check_answer(retriever: Retriever, request: RetrieveRequest, found: Found) -> None:
-    """Refuse an answer that is short or not finite: nobody should be the first to see it."""
-    expected = min(request.k, len(retriever.index))
-    is_whole = len(found.positions) == expected and np.isfinite(found.scores).all()
-    if not is_whole:
-        raise CorruptArtifact(
-            f"generation '{retriever.generation}' gave {len(found.positions)} items with scores "
-            f"{found.scores[:3].tolist()} … where {expected} finite ones were expected; "
-            "it was not served"
-        )

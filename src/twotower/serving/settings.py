@@ -29,6 +29,9 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     """How long a generation that could not be loaded is left alone before the next attempt."""
     warm_requests: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 100
     """Recent requests of this worker, kept in memory, that warm the next generation."""
+    user_state_events: Annotated[int, msgspec.Meta(ge=0)] = 5_000_000
+    """Newest events of the log from which recent clicks and seen items are brought up to date,
+    about 30 bytes each in every worker; 0: users are known as of the generation's cut only."""
     body_limit_bytes: Positive = 1_000_000
     """Largest body of a request."""
     body_timeout_s: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 10.0

@@ -24,7 +24,10 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     created_s: float = 0.0
     activated_s: float = 0.0
     cut_s: float = 0.0
-    """The times are seconds since 1970."""
+    newest_event_s: float = 0.0
+    """The times are seconds since 1970; this one of what generation and delta learned from."""
+    delta: int | None = None
+    user_state_offset: int | None = None
     problem: str | None = None
     """Why it does not serve what is live; what it serves is whole."""
 
@@ -48,6 +51,8 @@ class ServedByWorker(msgspec.Struct, frozen=True, kw_only=True):
     state: WorkerState
     generation: str | None
     sequence: int | None
+    delta: int | None
+    user_state_offset: int | None
     problem: str | None
 
 
@@ -102,5 +107,7 @@ def _served(status: WorkerStatus) -> ServedByWorker:
         state=status.state,
         generation=status.generation,
         sequence=status.sequence,
+        delta=status.delta,
+        user_state_offset=status.user_state_offset,
         problem=status.problem,
     )

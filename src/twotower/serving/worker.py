@@ -144,6 +144,9 @@ class Worker:
                 created_s=_seconds(served.manifest.created_at),
                 activated_s=_seconds(served.activation.activated_at),
                 cut_s=served.manifest.window.cut_ms / 1000,
+                newest_event_s=served.retriever.overlay.newest_event_time_ms / 1000,
+                delta=served.retriever.delta,
+                user_state_offset=served.retriever.user_state_offset,
             )
         )
 

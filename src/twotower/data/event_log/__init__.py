@@ -14,6 +14,7 @@ __all__ = [
     "EventLog",
     "EventLogSettings",
     "Fate",
+    "has_event_log",
     "open_event_log",
 ]
 
@@ -38,5 +39,13 @@ def open_event_log(
     from twotower.data.event_log.sqlite import SqliteEventLog
 
     settings = settings or EventLogSettings()
-    path = data_path / "events" / "log.sqlite"
-    return SqliteEventLog(path, settings.lock_timeout_s, id_kinds)
+    return SqliteEventLog(_path(data_path), settings.lock_timeout_s, id_kinds)
+
+
+def has_event_log(data_path: Path) -> bool:
+    """Return whether a log was made already; whoever only reads does not make one."""
+    return _path(data_path).exists()
+
+
+def _path(data_path: Path) -> Path:
+    return data_path / "events" / "log.sqlite"

@@ -123,6 +123,8 @@ def columns_of(
     keys: Sequence[bytes],
     names: NameCodes,
     kinds: IdKinds,
+    *,
+    with_requests: bool = True,
 ) -> EventColumns:
     """Return the events of consecutive blocks as one set of columns.
 
@@ -132,6 +134,7 @@ def columns_of(
         keys: `uint64[n]` of each block, its event keys.
         names: at least all names that the blocks use.
         kinds: what the log's IDs are.
+        with_requests: False leaves every request out, and with it all work in Python an event.
     """
     kind = _joined([block.kind for block in blocks], np.uint8)
     return EventColumns(
@@ -142,7 +145,9 @@ def columns_of(
         item_id=_id_array([block.item_id for block in blocks], kinds.item),
         event_time_ms=_joined([block.event_time_ms for block in blocks], np.int64),
         received_ms=_joined([block.received_ms for block in blocks], np.int64),
-        request_key=_request_keys(blocks),
+        request_key=_request_keys(blocks)
+        if with_requests
+        else np.full(len(kind), NO_REQUEST, np.uint64),
         outcome=_joined([block.outcome for block in blocks], np.uint8),
         value=_joined([block.value for block in blocks], np.float64).astype(np.float32),
         stage=_joined([block.stage for block in blocks], np.uint8),

@@ -216,12 +216,13 @@ class SqliteEventLog(EventLog):
             self._seen = bounds
         return self._known
 
-    def read(self, start: int, limit: int) -> EventColumns:
+    def read(self, start: int, limit: int, *, with_requests: bool = True) -> EventColumns:
         """Return the columns of whole blocks, cut to what was asked for."""
         stored, names = self._read_blocks(start, limit)
         first = stored[0].first_offset if stored else start
         blocks, keys = [found.block for found in stored], [found.keys for found in stored]
-        columns = columns_of(first, blocks, keys, names, self.id_kinds or IdKinds("int", "int"))
+        kinds = self.id_kinds or IdKinds("int", "int")
+        columns = columns_of(first, blocks, keys, names, kinds, with_requests=with_requests)
         return columns.take(slice(start - first, start - first + limit))
 
     def read_events(self, start: int, limit: int) -> list[Event]:
