@@ -26,7 +26,8 @@ _LOCK: Final = threading.Lock()
 _CONTEXT: Final = multiprocessing.get_context("forkserver")
 _PRELOADED: Final = """
 torch._dynamo polars onnxruntime faiss onnx safetensors.numpy rich.console
-twotower.nightly twotower.cli.app twotower.data.importing
+twotower.nightly twotower.cli.app twotower.data.importing twotower.data.label_join.joiner
+twotower.data.tfrecord.encode_loops twotower.data.tfrecord.parse_loops
 """
 _CONTEXT.set_forkserver_preload(_PRELOADED.split())
 

@@ -19,6 +19,7 @@ import msgspec
 from msgspec import inspect
 
 from twotower.data.event_log.settings import EventLogSettings
+from twotower.data.label_join.settings import JoinSettings
 from twotower.data.settings import EntitySource, EventSource, HistorySource
 from twotower.errors import ConfigError, suggestion
 from twotower.index.settings import IndexSettings
@@ -71,6 +72,7 @@ class ProjectSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     event_log: EventLogSettings = EventLogSettings()
     collector: CollectorSettings = CollectorSettings()
     runtime: RuntimeSettings = RuntimeSettings()
+    join: JoinSettings = JoinSettings()
 
     def __post_init__(self) -> None:
         """Refuse a time zone that does not exist."""

@@ -19,6 +19,7 @@ from twotower.cli import (
     full,
     generations,
     import_,
+    join,
     output,
     retrieve,
     serve,
@@ -86,7 +87,19 @@ def global_options(
     context.call_on_close(lambda: FLAGS.reset(given))
 
 
-for _group in (import_, full, retrieve, generations, serve, events, up, status, config, doctor):
+for _group in (
+    import_,
+    full,
+    retrieve,
+    generations,
+    serve,
+    events,
+    join,
+    up,
+    status,
+    config,
+    doctor,
+):
     _group.register(app)
 
 
