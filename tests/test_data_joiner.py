@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from label_join_reference import LogEvent, join_slowly, random_log
@@ -27,7 +28,7 @@ def log(request: pytest.FixtureRequest) -> list[LogEvent]:
 
 
 def join(data_path: Path, now_ms: int | None, **changed: int) -> ExampleManifest:
-    settings = JoinSettings(**({"late_positive_weight": 0.5, "shard_examples": 40} | changed))
+    settings = msgspec.structs.replace(SETTINGS, **changed)
     with open_event_log(data_path) as events:
         manifest = join_available(data_path, events, settings, ZONE, now_ms)
     assert manifest is not None
