@@ -39,7 +39,12 @@ def event(offset: int, kind: str, at_s: float, **changed: Any) -> LogEvent:
     """An event of one user and one item, received when it happened unless told otherwise."""
     time_ms = START_MS + int(at_s * 1000)
     name = {"outcome": "click", "candidate": "ranking"}.get(kind, "")
-    values = {"received_ms": time_ms, "event_key": offset + 1, "name": name, "request_key": 9}
+    values: dict[str, Any] = {
+        "received_ms": time_ms,
+        "event_key": offset + 1,
+        "name": name,
+        "request_key": 9,
+    }
     return LogEvent(
         offset=offset, kind=kind, user_id=1, item_id=2, time_ms=time_ms, **(values | changed)
     )
