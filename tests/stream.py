@@ -3,29 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from twotower.data.example_log import IMPRESSION, JoinedExamples
 from twotower.data.ids import Id, IdKind, as_id_array
 
-__all__ = ["Stream", "stream_of"]
-
-
-class Stream(NamedTuple):
-    """What an incremental update reads of joined examples."""
-
-    offset: npt.NDArray[np.int64]
-    user_id: npt.NDArray[np.generic]
-    item_id: npt.NDArray[np.generic]
-    event_time_ms: npt.NDArray[np.int64]
-    is_positive: npt.NDArray[np.bool_]
-    weight: npt.NDArray[np.float32]
-
-    def part(self, start: int, end: int) -> Stream:
-        """The examples at places from `start` to before `end`."""
-        return self._replace(**{name: values[start:end] for name, values in self._asdict().items()})
+__all__ = ["stream_of"]
 
 
 def stream_of(
@@ -38,14 +22,18 @@ def stream_of(
     start_ms: int = 1_651_420_800_000,
     every_ms: int = 1000,
     is_positive: Sequence[bool] | None = None,
-) -> Stream:
+) -> JoinedExamples:
     """One example after the other, `every_ms` apart, all positive unless told otherwise."""
     size = len(users)
-    return Stream(
+    positive = np.ones(size, np.bool_) if is_positive is None else np.array(is_positive)
+    return JoinedExamples(
         offset=first_offset + np.arange(size),
         user_id=as_id_array(users, kind),
         item_id=as_id_array(items, item_kind or kind),
         event_time_ms=start_ms + every_ms * np.arange(size),
-        is_positive=np.ones(size, np.bool_) if is_positive is None else np.array(is_positive),
+        event_key=np.arange(size).astype(np.uint64) + np.uint64(first_offset),
+        kind=np.full(size, IMPRESSION, np.uint8),
+        is_positive=positive,
         weight=np.ones(size, np.float32),
+        stage=np.zeros(size, "S1"),
     )

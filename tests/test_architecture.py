@@ -94,7 +94,7 @@ ENGINES: Final[dict[str, tuple[str, ...]]] = {
     "prometheus_client": ("serving.metrics",),
     "pyarrow": ("data",),
     "rich": ("cli",),
-    "safetensors": ("checkpoint", "training.resume"),
+    "safetensors": ("checkpoint", "training.resume", "training.increment.journal"),
     "scipy": ("baselines",),
     "starlette": ("serving.app",),
     "threadpoolctl": ("baselines",),

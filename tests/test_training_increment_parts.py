@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from stream import stream_of
+from tiny_checkpoint import tiny_checkpoint
 from twotower.data.user_state import Ragged
+from twotower.training.increment.durable_update import DurableUpdate
+from twotower.training.increment.journal import Journal
+from twotower.training.increment.settings import IncrementSettings
 from twotower.training.increment.stream_histories import StreamHistories
 from twotower.training.increment.user_limit import UserLimit
+from twotower.training.incremental_update import IncrementalUpdate
+from twotower.training.settings import TrainingSettings
 
 
 def base_lists(rng: np.random.Generator, num_users: int) -> Ragged:
@@ -32,12 +40,10 @@ def test_a_history_is_what_came_strictly_before(seed: int, lateness: int) -> Non
     for size in (1, 30, 0, 25, 40):
         users, items = rng.integers(0, num_users, size), rng.integers(0, 99, size)
         times = clock + np.sort(rng.integers(0, 20, size)) - lateness * (rng.random(size) < 0.2)
-        enters = rng.random(size) < 0.8
         clock += 15
-        found = histories.extend(users, items, times.astype(np.int64), enters)
-        for user, item, time_ms, is_kept in zip(users, items, times, enters, strict=True):
-            if is_kept:
-                lists[user].append((time_ms, int(item)))
+        found = histories.extend(users, items, times.astype(np.int64))
+        for user, item, time_ms in zip(users, items, times, strict=True):
+            lists[user].append((time_ms, int(item)))
         for user in lists:
             lists[user].sort(key=lambda entry: entry[0])
         for place, (user, time_ms) in enumerate(zip(users, times, strict=True)):
@@ -51,7 +57,7 @@ def test_a_history_is_what_came_strictly_before(seed: int, lateness: int) -> Non
 def test_a_model_without_history_keeps_none() -> None:
     histories = StreamHistories(Ragged.empty(3), 0)
     ones = np.ones(4, np.int64)
-    found = histories.extend(ones, ones, ones, ones > 0)
+    found = histories.extend(ones, ones, ones)
     assert found.start.tolist() == found.end.tolist() == [0, 0, 0, 0]
 
 
@@ -73,3 +79,19 @@ def test_a_user_has_so_many_in_the_newest_window(seed: int) -> None:
             count[user] += 1
             expected.append(count[user] <= 3)
         assert limit.take(users, times).tolist() == expected
+
+
+def test_deltas_that_do_not_fit_the_state_lead_to_one_of_every_row(tmp_path: Path) -> None:
+    update = IncrementalUpdate(
+        tiny_checkpoint(), IncrementSettings(batch_size=4), TrainingSettings(threads=1)
+    )
+    durable = DurableUpdate(update, Journal(tmp_path / "g", "ab" * 16, 1 << 20))
+    durable.learn(stream_of([700, 699, 698], [650, 651, 652]))
+    assert durable.take_delta_rows().user_ids.tolist() == [698, 699, 700]
+    durable.learn(stream_of([700], [653], first_offset=3))
+    durable.agree(2)
+    assert durable.published_offset == 2
+    assert durable.take_delta_rows().user_ids.tolist() == [698, 699, 700]
+    durable.learn(stream_of([699], [653], first_offset=4))
+    durable.agree(durable.offset)
+    assert not durable.take_delta_rows(), "all of it is published already"

@@ -11,9 +11,10 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from stream import Stream, stream_of
+from stream import stream_of
 from tiny_checkpoint import CUT_MS, external_ids, tiny_checkpoint
 from twotower.checkpoint import Checkpoint
+from twotower.data.example_log import JoinedExamples
 from twotower.data.ids import IdKind
 from twotower.errors import ConfigError, GateRefused, LineageError
 from twotower.publishing.trainer_vectors import trainer_item_vectors, trainer_user_vectors
@@ -37,7 +38,7 @@ def update_of(base: Checkpoint, **changes: Any) -> IncrementalUpdate:
 
 def random_stream(
     size: int, *, seed: int = 0, kind: IdKind = "int", first_offset: int = 0, new: int = 3
-) -> Stream:
+) -> JoinedExamples:
     """Known users and items, `new` of each that the base has never seen, and negatives between."""
     rng = np.random.default_rng(seed)
     users = external_ids(kind, "user", NUM_USERS + new)
@@ -155,14 +156,14 @@ def test_the_stream_is_trained_in_its_order_and_once(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(Stepper, "step", recording)
     update = update_of(base)
     stream = random_stream(100, new=0)
-    update.learn(stream.part(0, 41))
-    update.learn(stream.part(41, 100))
+    update.learn(stream.take(slice(0, 41)))
+    update.learn(stream.take(slice(41, 100)))
     positions = base.items.positions(stream.item_id)[stream.is_positive]
     assert seen == positions.tolist()
     assert update.offset == 100
     assert update.newest_event_time_ms == stream.event_time_ms[-1]
     with pytest.raises(LineageError, match="each is trained once"):
-        update.learn(stream.part(60, 100))
+        update.learn(stream.take(slice(60, 100)))
     with pytest.raises(LineageError, match="each is trained once"):
         update.learn(random_stream(4)._replace(offset=np.array([100, 102, 101, 103])))
 
@@ -261,8 +262,8 @@ def test_the_same_portions_give_the_same_bits() -> None:
     stream = random_stream(120)
     updates = [update_of(base, rows="user_and_item") for _ in range(2)]
     for update in updates:
-        update.learn(stream.part(0, 50))
-        update.learn(stream.part(50, 120))
+        update.learn(stream.take(slice(0, 50)))
+        update.learn(stream.take(slice(50, 120)))
     first, second = (base_arrays(update.state) for update in updates)
     assert all(np.array_equal(first[name], second[name]) for name in first)
 

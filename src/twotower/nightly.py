@@ -15,6 +15,7 @@ from twotower.data.days import ImportedData
 from twotower.data.held_out import HoldOutRule
 from twotower.data.ids import Id
 from twotower.durable import exclusive
+from twotower.increments import catch_up, remove_increments
 from twotower.mining import miner_of
 from twotower.progress import SILENT, Progress
 from twotower.publishing.activation import Activation
@@ -230,7 +231,10 @@ def _parent(project: Project, progress: Progress) -> _Parent:
 def _go_live(
     project: Project, data: ImportedData, checkpoint: Checkpoint, sequence: int
 ) -> Activation:
-    """Publish the checkpoint and make it live, unless something did after `sequence`."""
+    """Publish the checkpoint and make it live, unless something did after `sequence`.
+
+    What was joined after its cut is learned over it first: its delta goes live with it.
+    """
     store = ModelStore(project.data_path)
     generation = publish(
         checkpoint,
@@ -239,11 +243,13 @@ def _go_live(
         settings=project.publishing,
         display=display_fields(project, data),
     )
+    if not generation.manifest.refused:
+        catch_up(project, generation)
     return store.activate(generation.name, only_after=sequence)
 
 
 def prune_project(project: Project, *, keep: int, dry_run: bool = False) -> Pruned:
-    """Prune the store, and the saves of nights that need them no more.
+    """Prune the store, the increments over what it drops, and saves that no night needs.
 
     Args:
         project: whose store.
@@ -256,16 +262,24 @@ def prune_project(project: Project, *, keep: int, dry_run: bool = False) -> Prun
     """
     work = project.data_path / "work"
     if not work.is_dir():
-        return prune(ModelStore(project.data_path), keep=keep, dry_run=dry_run)
+        return _prune(ModelStore(project.data_path), project.data_path, keep, dry_run)
     with _training(project):
         store = ModelStore(project.data_path)
-        pruned = prune(store, keep=keep, dry_run=dry_run)
+        pruned = _prune(store, project.data_path, keep, dry_run)
         saves = _finished_saves(work, store)
         freed_bytes = pruned.freed_bytes + sum(path.stat().st_size for path in saves)
         for path in saves if not dry_run else ():
             path.unlink()
         orphans = [*pruned.orphans, *(path.name for path in saves)]
         return msgspec.structs.replace(pruned, orphans=orphans, freed_bytes=freed_bytes)
+
+
+def _prune(store: ModelStore, data_path: Path, keep: int, dry_run: bool) -> Pruned:
+    """Prune the store, and the increments over generations that it has no more."""
+    pruned = prune(store, keep=keep, dry_run=dry_run)
+    if store.root.is_dir() and not dry_run:
+        remove_increments(data_path, store.names())
+    return pruned
 
 
 def _finished_saves(work: Path, store: ModelStore) -> list[Path]:

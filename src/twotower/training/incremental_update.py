@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 
 from twotower.checkpoint import Checkpoint
+from twotower.data.example_log import JoinedExamples
 from twotower.data.ids import UNKNOWN_ROW, IdMap
 from twotower.data.schema import IntArray
 from twotower.errors import ConfigError, LineageError
@@ -28,8 +29,8 @@ from twotower.training.batches import BatchMaker
 from twotower.training.increment.item_vectors import encode_items, served_items, with_popularity
 from twotower.training.increment.loss_watch import LossWatch
 from twotower.training.increment.notes import Noted, StreamNotes
+from twotower.training.increment.positives import Positives
 from twotower.training.increment.settings import IncrementSettings
-from twotower.training.increment.stream_examples import Positives, StreamExamples
 from twotower.training.settings import IdDropoutSettings, PassSettings, TrainingSettings
 from twotower.training.step import Stepper
 from twotower.training.training_pass import mix_seeds
@@ -96,6 +97,7 @@ class IncrementalUpdate:
             )
         self.state = copy.deepcopy(base)
         self.settings = settings
+        self._num_base_items = len(base.items)
         self.offset = first_offset
         """Of the next example to learn from."""
         self.newest_event_time_ms = 0
@@ -123,7 +125,7 @@ class IncrementalUpdate:
             for name in ("user_id", "item_id"):
                 tables[name].decay(0.0)
 
-    def learn(self, examples: StreamExamples) -> Learned:
+    def learn(self, examples: JoinedExamples) -> Learned:
         """Learn from the next joined examples, in their order, each once.
 
         Raises:
@@ -172,7 +174,9 @@ class IncrementalUpdate:
             user_embeddings=tables["user_id"].weight.numpy()[state.users.rows[users]],
             item_ids=state.items.ids[items],
             item_embeddings=tables["item_id"].weight.numpy()[state.items.rows[items]],
-            item_vectors=with_popularity(state, items, encode_items(state, items)),
+            item_vectors=with_popularity(
+                state, self._num_base_items, items, encode_items(state, items)
+            ),
         )
 
     def _train(self, noted: Noted) -> float:

@@ -55,16 +55,20 @@ def served_items(state: Checkpoint, published: FloatArray | None) -> Tensor:
     return vectors
 
 
-def with_popularity(state: Checkpoint, positions: IntArray, vectors: Tensor) -> FloatArray:
+def with_popularity(
+    state: Checkpoint, num_known: int, positions: IntArray, vectors: Tensor
+) -> FloatArray:
     """Return vectors as an index takes them: with the popularity coordinate where the model has it.
 
-    As of the base's cut, as all other items have it.
+    As of the base's cut, as all other items have it; an item that the base does not know, from
+    position `num_known` on, has the least of all.
     """
     popularity, temperature = state.meta.model.popularity, state.meta.training.temperature
     if not popularity.weight:
         return np.asarray(vectors.numpy())
-    log_popularity = np.full(len(state.items), math.log(popularity.smoothing), np.float32)
     counted = state.popularity.log_popularity(state.meta.window.cut_ms, popularity.smoothing)
-    log_popularity[: len(counted)] = counted
+    logarithm = np.full(len(state.items), min(0.0, math.log(popularity.smoothing)), np.float32)
+    logarithm[:num_known] = math.log(popularity.smoothing)
+    logarithm[: len(counted)] = counted
     weight = np.float32(popularity.weight * temperature)
-    return np.column_stack([vectors.numpy(), weight * log_popularity[positions]])
+    return np.column_stack([vectors.numpy(), weight * logarithm[positions]])

@@ -6,6 +6,9 @@ import math
 from collections import deque
 from typing import Final
 
+import numpy as np
+import numpy.typing as npt
+
 from twotower.errors import GateRefused
 
 __all__ = ["LossWatch"]
@@ -40,6 +43,15 @@ class LossWatch:
         if len(self._newest) == _NUM_STEPS and mean > bound:
             wanted = f"a loss of at most {bound:.4f}, {self._limit} times that of the first steps"
             raise GateRefused(_refusal(wanted, f"{mean:.4f}", offset))
+
+    def check_rows(self, weight: npt.NDArray[np.float32], offset: int) -> None:
+        """Refuse rows that a finite loss has made infinite; the next loss would show it too late.
+
+        Raises:
+            GateRefused: a number is not finite.
+        """
+        if not np.isfinite(weight).all():
+            raise GateRefused(_refusal("finite rows", "others", offset))
 
     def losses(self) -> tuple[list[float], list[float]]:
         """Return the state, those of the first and of the newest steps."""

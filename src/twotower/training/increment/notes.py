@@ -17,8 +17,8 @@ from twotower.data.examples import Examples
 from twotower.data.ids import IdMap, decode_ids
 from twotower.data.schema import EncodedFeatures, IdArray, IntArray
 from twotower.training.growth import admit, encode_profiles
+from twotower.training.increment.positives import Positives
 from twotower.training.increment.settings import IncrementSettings
-from twotower.training.increment.stream_examples import Positives
 from twotower.training.increment.stream_histories import StreamHistories
 from twotower.training.increment.user_limit import UserLimit
 from twotower.training.settings import AdmissionSettings
@@ -66,7 +66,6 @@ class StreamNotes:
         self._state = state
         self._admission = admission
         self._item_table = item_table
-        self._num_base_items = len(state.items)
         self._limit = UserLimit(settings.user_limit, settings.user_window_s * _MS_PER_S)
         self._histories = StreamHistories(state.user_state.recent, state.meta.model.history_length)
 
@@ -75,7 +74,7 @@ class StreamNotes:
         state = self._state
         users, items = self._know(positives)
         times = positives.event_time_ms
-        histories = self._histories.extend(users, items, times, items < self._num_base_items)
+        histories = self._histories.extend(users, items, times)
         taken = self._limit.take(users, times)
         day = int(times.max(initial=0)) // _MS_PER_DAY
         admitted = admit(state, users[taken], items[taken], day, self._admission)

@@ -31,5 +31,9 @@ class IncrementSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     """Examples of one user that are trained in one `user_window_s`; what is more is counted."""
     user_window_s: Positive = 3600
     """Seconds of event time after which a user's count starts anew."""
+    publish_every_s: PositiveFloat = 1800.0
+    """Time between two deltas of `twotower increment --follow`."""
+    commit_every: Positive = 65_536
+    """Examples after which the state is stored, so that a killed process repeats no more."""
     loss_limit: Annotated[float, msgspec.Meta(gt=1)] = 1.5
     """The loss of the newest steps over that of the first, above which publishing stops."""

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from twotower.data.schema import BoolArray, IntArray
+from twotower.data.schema import IntArray
 from twotower.data.user_state import Ragged, take_ragged
 
 __all__ = ["Histories", "StreamHistories"]
@@ -54,9 +54,7 @@ class StreamHistories:
         self._time_ms = np.zeros((0, length), np.int64)
         self._count = np.zeros(0, np.int64)
 
-    def extend(
-        self, users: IntArray, items: IntArray, event_time_ms: IntArray, enters: BoolArray
-    ) -> Histories:
+    def extend(self, users: IntArray, items: IntArray, event_time_ms: IntArray) -> Histories:
         """Return the examples' histories, and let the examples enter those that follow.
 
         A history holds what has an event time strictly before the example's own: neither a later
@@ -66,7 +64,6 @@ class StreamHistories:
             users: `[n]` user positions.
             items: `[n]` item positions.
             event_time_ms: `[n]`.
-            enters: `[n]`, whether the example becomes part of its user's list.
         """
         if self._length == 0 or len(users) == 0:
             nothing = np.zeros(len(users), np.int64)
@@ -74,14 +71,11 @@ class StreamHistories:
         known, owner = np.unique(users, return_inverse=True)
         places = self._places(known)
         entries, mine = self._merge(places, _Entries(owner, items, event_time_ms))
-        is_kept = np.ones(len(entries.owner), np.bool_)
-        is_kept[mine] = enters
-        before = np.concatenate([np.zeros(1, np.int64), np.cumsum(is_kept)])
-        end = before[_first_of_time(entries)][mine]
-        offsets = before[np.searchsorted(entries.owner, np.arange(len(known) + 1))]
+        offsets = np.searchsorted(entries.owner, np.arange(len(known) + 1))
+        end = _first_of_time(entries)[mine]
         start = np.maximum(offsets[owner], end - self._length)
-        past = Ragged(entries.item[is_kept], offsets)
-        self._store(places, past, entries.time_ms[is_kept])
+        past = Ragged(entries.item, offsets)
+        self._store(places, past, entries.time_ms)
         return Histories(past, start, end)
 
     def _places(self, users: IntArray) -> IntArray:
