@@ -11,6 +11,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from twotower.cli.forget import forget
 from twotower.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption
 from twotower.cli.output import console, emit_json, show_progress
 from twotower.errors import ConfigError, DataError, MissingExtra
@@ -32,7 +33,7 @@ def register(app: typer.Typer) -> None:
     app.command()(collect)
     app.command()(ingest)
     group = typer.Typer(no_args_is_help=True, help="What was sent, and what became of it.")
-    for command in (show, stats, rejected):
+    for command in (show, stats, rejected, forget):
         group.command()(command)
     app.add_typer(group, name="events")
 

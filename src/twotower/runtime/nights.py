@@ -15,6 +15,8 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from twotower.data.example_log.manifest import examples_path
+from twotower.data.example_log.manifest import read_manifest as read_examples
 from twotower.data.import_manifest import read_manifest
 from twotower.publishing.store import ModelStore
 from twotower.runtime.files import read_json, runtime_folder, write_json
@@ -105,13 +107,17 @@ def night_to_run(
 
 
 def trainable_days(data_path: Path) -> tuple[str, ...]:
-    """Return the local days whose examples are complete, in their order.
+    """Return the local days whose examples are complete, imported or cut by the join, in order.
 
     Raises:
         CorruptArtifact: a manifest is damaged.
     """
     imported = read_manifest(data_path / "imported")
-    return tuple(sorted(imported.days)) if imported else ()
+    joined = read_examples(examples_path(data_path))
+    days = {*imported.days} if imported else set()
+    if joined is not None:
+        days |= {day for day in joined.cuts if day >= (joined.first_day or "")}
+    return tuple(sorted(days))
 
 
 def trained_day(data_path: Path) -> str | None:

@@ -21,6 +21,7 @@ PROCESS_VARIABLE: Final = "TWOTOWER_PROCESS"
 _ARGUMENTS: Final[dict[ProcessName, tuple[str, ...]]] = {
     "serve": ("serve",),
     "collect": ("collect",),
+    "join": ("join", "--follow"),
 }
 """In the order in which they are told to stop: first whoever takes, last whoever passes on."""
 _REACHABLE: Final = ("serve", "collect")
@@ -60,9 +61,16 @@ def process_table(
 def night_table(project: Project, day: str, options: Sequence[str] = ()) -> tuple[ProcessSpec, ...]:
     """Return what the night of `day` runs, one after the other; the first one is the training."""
     keep = str(project.runtime.keep_generations)
-    return (
-        ProcessSpec("full", _command(project, options, ("full", "--day", day))),
-        ProcessSpec("prune", _command(project, options, ("generations", "prune", "--keep", keep))),
+    steps = {
+        "full": ("full", "--day", day),
+        "prune": ("generations", "prune", "--keep", keep),
+        "forget": ("events", "forget"),
+    }
+    has_stream = "join" in project.runtime.processes
+    return tuple(
+        ProcessSpec(name, _command(project, options, arguments))
+        for name, arguments in steps.items()
+        if name != "forget" or has_stream
     )
 
 
