@@ -124,14 +124,16 @@ def joined_rows(first: Table, second: Table) -> Table:
     """
     if not len(first[0]) or not len(second[0]):
         return first if len(first[0]) else second
-    for name, a, b in zip(first._fields, first, second, strict=True):
+    before: tuple[npt.NDArray[Any], ...] = first
+    after: tuple[npt.NDArray[Any], ...] = second
+    for name, a, b in zip(first._fields, before, after, strict=True):
         if a.dtype.kind != b.dtype.kind:
             raise LineageError(
                 f"expected '{name}' of kind '{a.dtype}' as the join's state holds, found "
                 f"'{b.dtype}' in the event log; nothing of this batch was joined; the state and "
                 "the log belong to different projects"
             )
-    columns = [np.concatenate(pair) for pair in zip(first, second, strict=True)]
+    columns = [np.concatenate(pair) for pair in zip(before, after, strict=True)]
     return type(first)(*columns)
 
 
