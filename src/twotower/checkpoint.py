@@ -40,7 +40,7 @@ __all__ = [
     "feature_shape",
 ]
 
-FORMAT_VERSION: Final = 3
+FORMAT_VERSION: Final = 4
 _META, _ARRAYS = "checkpoint.json", "arrays.safetensors"
 _USER_SPEC, _ITEM_SPEC = "user_features.json", "item_features.json"
 Arrays = dict[str, npt.NDArray[np.generic]]
@@ -57,6 +57,8 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
     """End of `through_day`: nothing later is in any part of the checkpoint."""
     skipped: tuple[str, ...] = ()
     """Days of the window that were left out by name; no later run trains them."""
+    example_offset: int = 0
+    """First example of the example log after `through_day`; 0 where nothing was streamed."""
 
 
 class Trained(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,6 +14,7 @@ from twotower.config import Project
 from twotower.data.days import ImportedData
 from twotower.data.held_out import HoldOutRule
 from twotower.data.ids import Id
+from twotower.data.joined_days import open_days
 from twotower.durable import exclusive
 from twotower.increments import catch_up, remove_increments
 from twotower.mining import miner_of
@@ -71,7 +72,7 @@ def start_lineage(project: Project, *, progress: Progress = SILENT) -> Checkpoin
 
 def _start_lineage(project: Project, progress: Progress) -> Checkpoint:
     sequence = _sequence(project)
-    data = ImportedData.open(project.data_path)
+    data = open_days(project.data_path)
     features = (project.users, project.items)
     keeper = PassKeeper(
         project.data_path / "work" / _BASE_SAVE,
@@ -127,7 +128,7 @@ def plan_night(
     Raises:
         LineageError: as `run_night`.
     """
-    data, store = ImportedData.open(project.data_path), ModelStore(project.data_path)
+    data, store = open_days(project.data_path), ModelStore(project.data_path)
     live = store.open(verify=False).manifest if store.live() else None
     parent = Window(from_day=None, through_day=None, cut_ms=0)
     if live is not None:
@@ -174,7 +175,7 @@ def run_night(
 def _run_night(
     project: Project, through: str | None, skip: Sequence[str], progress: Progress
 ) -> Activation:
-    data = ImportedData.open(project.data_path)
+    data = open_days(project.data_path)
     parent = _parent(project, progress)
     day = through or next_day(data, parent.checkpoint.meta.window, skip)
     hold_out = _hold_out_rule(project)

@@ -2,7 +2,7 @@
 
 Run it once when a format changes, before the change is released, and commit the new folder:
 
-    python tests/golden/make.py tests/golden/checkpoint-3
+    python tests/golden/make.py tests/golden/checkpoint-4
 """
 
 from __future__ import annotations

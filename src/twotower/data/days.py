@@ -125,6 +125,10 @@ class ImportedData:
             raise DataError(f"day '{day}' is not among the imported days; imported: {span}")
         return self.manifest.days[day]
 
+    def example_offset(self, day: str) -> int:
+        """Return the first example of the example log after a day: 0, where nothing streamed."""
+        return 0
+
     def day_frame(self, day: str) -> pl.DataFrame:
         """Return a day's impressions as a polars frame with the columns `EVENT_COLUMNS`."""
         self.day_entry(day)

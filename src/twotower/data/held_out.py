@@ -47,6 +47,12 @@ class HeldOut:
     event_time_ms: IntArray
     history: Ragged
     """`n` lists of item positions, oldest first."""
+    weight: npt.NDArray[np.float32] | None = None
+    """`[n]`, None for ones."""
+
+    def weights(self) -> npt.NDArray[np.float32]:
+        """Return how much each positive counts, `float32[n]`."""
+        return np.ones(len(self), np.float32) if self.weight is None else self.weight
 
     @classmethod
     def none(cls) -> HeldOut:
@@ -71,6 +77,7 @@ class HeldOut:
             "event_time_ms": self.event_time_ms,
             "history_items": self.history.values,
             "history_offsets": self.history.offsets,
+            "weight": self.weights(),
         }
 
     @classmethod
@@ -87,6 +94,7 @@ class HeldOut:
                 arrays["history_items"].astype(np.int64),
                 arrays["history_offsets"].astype(np.int64),
             ),
+            arrays["weight"].astype(np.float32) if "weight" in arrays else None,
         )
 
 

@@ -7,8 +7,8 @@ multi-valued fields, `L` slots a multi-valued field.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final, NamedTuple
+from dataclasses import dataclass, fields, replace
+from typing import Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
@@ -55,9 +55,37 @@ class DayEvents:
     outcome: BoolArray
     stage: npt.NDArray[np.str_] | None
     """`[n]`, which stage eliminated each candidate, never empty; None for impressions."""
+    weight: npt.NDArray[np.float32] | None = None
+    """`[n]`, how much each positive counts; None for 1, which all but late positives have."""
 
     def __len__(self) -> int:
         return len(self.event_id)
+
+    def take(self, rows: BoolArray | IntArray) -> DayEvents:
+        """Return some rows."""
+        columns: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        taken: dict[str, Any] = {
+            name: None if v is None else v[rows] for name, v in columns.items()
+        }
+        return replace(self, **taken)
+
+    def followed_by(self, other: DayEvents) -> DayEvents:
+        """Return the rows of both; a stage is kept where both have one."""
+        columns: dict[str, Any] = {
+            field.name: np.concatenate([getattr(self, field.name), getattr(other, field.name)])
+            for field in fields(self)
+            if field.name not in ("stage", "weight")
+        }
+        weight = stage = None
+        if self.weight is not None or other.weight is not None:
+            weight = np.concatenate([self.weights(), other.weights()])
+        if self.stage is not None and other.stage is not None:
+            stage = np.concatenate([self.stage, other.stage])
+        return DayEvents(**columns, stage=stage, weight=weight)
+
+    def weights(self) -> npt.NDArray[np.float32]:
+        """Return how much each row counts, `float32[n]`."""
+        return np.ones(len(self), np.float32) if self.weight is None else self.weight
 
 
 class HistoryLists(NamedTuple):

@@ -39,7 +39,7 @@ __all__ = [
     "refusal",
 ]
 
-FORMAT_VERSION: Final = 2
+FORMAT_VERSION: Final = 3
 MANIFEST: Final = "manifest.json"
 MANIFEST_DIGEST: Final = "manifest.b2sum"
 
@@ -66,6 +66,9 @@ class Window(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     cut_ms: int = 0
     skipped: tuple[str, ...] = ()
     """Days between that were left out by name."""
+    example_offset: int = 0
+    """First example of the example log that was not trained; increments go on there. 0 where
+    nothing was streamed by then."""
 
 
 class Trained(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -152,6 +152,7 @@ def _examples(
         recent=state.user_state.recent,
         num_users=len(state.users),
         history_length=state.meta.model.history_length,
+        weight=window.events.weights()[positive],
     )
 
 

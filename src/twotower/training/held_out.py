@@ -92,7 +92,7 @@ def _carried_examples(state: Checkpoint, carried: HeldOut, window: Examples) -> 
         user=state.users.positions(carried.user_id),
         item=state.items.positions(carried.item_id),
         event_time_ms=carried.event_time_ms,
-        weight=np.ones(len(carried), np.float32),
+        weight=carried.weights(),
         past=window.past,
         history_start=start + carried.history.offsets[:-1],
         history_end=start + carried.history.offsets[1:],
@@ -113,4 +113,5 @@ def _withheld(events: DayEvents, examples: Examples, is_withheld: npt.NDArray[np
         item_id=events.item_id[rows],
         event_time_ms=events.event_time_ms[rows],
         history=examples.histories(chosen),
+        weight=examples.weight[chosen],
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import date, timedelta
+from functools import reduce
 from typing import NamedTuple
 
 import numpy as np
@@ -71,6 +72,7 @@ def open_window(
             through_day=through,
             cut_ms=entries[-1].end_ms,
             skipped=tuple(sorted(skip)),
+            example_offset=data.example_offset(through),
         ),
         start_ms=entries[0].start_ms,
         events=_concatenate([data.day(day) for day in days]),
@@ -145,18 +147,8 @@ def _concatenate(days: list[DayEvents]) -> DayEvents:
     A day column may put an event behind the midnight of its date, so the days' own orders do not
     simply follow one another.
     """
-    event_id = np.concatenate([day.event_id for day in days])
-    event_time_ms = np.concatenate([day.event_time_ms for day in days])
-    order = np.lexsort((event_id, event_time_ms))
-    stages = [day.stage for day in days if day.stage is not None]
-    return DayEvents(
-        event_id=event_id[order],
-        user_id=np.concatenate([day.user_id for day in days])[order],
-        item_id=np.concatenate([day.item_id for day in days])[order],
-        event_time_ms=event_time_ms[order],
-        outcome=np.concatenate([day.outcome for day in days])[order],
-        stage=np.concatenate(stages)[order] if len(stages) == len(days) else None,
-    )
+    events = reduce(DayEvents.followed_by, days)
+    return events.take(np.lexsort((events.event_id, events.event_time_ms)))
 
 
 def check_shapes(trained: ModelSettings, wanted: ModelSettings) -> None:
