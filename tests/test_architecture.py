@@ -56,10 +56,13 @@ LAYERS: Final[dict[str, Layer]] = {
     "generation": layer(
         "publishing.generation publishing.manifest publishing.store"
         " publishing.activation publishing.staging publishing.entities publishing.display"
-        " publishing.delta publishing.delta_files publishing.delta_rows publishing.retention",
+        " publishing.delta publishing.delta_files publishing.delta_rows publishing.retention"
+        " publishing.item_register publishing.item_overlay",
         "errors settings entities",
     ),
-    "encoding": layer("publishing.encoding", "errors settings entities generation"),
+    "encoding": layer(
+        "publishing.encoding publishing.day_items", "errors settings entities generation"
+    ),
     "publishing": layer(
         "publishing",
         "errors settings entities data model index metrics checkpoint generation encoding",

@@ -24,8 +24,17 @@ from tiny_checkpoint import CUT_MS
 from twotower.data.event_log import EventLog, open_event_log
 from twotower.data.events import Event
 from twotower.data.ids import Id
+from twotower.publishing.day_items import (
+    add_items,
+    item_vectors,
+    restore_items,
+    withdraw_items,
+)
 from twotower.publishing.delta import Delta, DeltaSpan, delta_folder, write_delta
+from twotower.publishing.encoding import Encoder
 from twotower.publishing.generation import Generation
+from twotower.publishing.item_overlay import overlay_folder
+from twotower.publishing.item_register import DayItem, read_register
 from twotower.publishing.store import ModelStore
 from twotower.serving.day import first_offset
 from twotower.serving.metrics import Metrics
@@ -377,3 +386,159 @@ def test_actions_reach_all_workers_within_seconds(tmp_path: Path) -> None:
                 assert answer["user_state_offset"] == end
                 assert answer["candidates"][0]["item_id"] != best
         assert server.metric("twotower_user_state_offset") == 3
+
+
+# -- items of the day
+
+NEW_ITEM = 7_000_000_000
+
+
+def live_encoder(day_store: ModelStore) -> tuple[Path, Generation, Encoder]:
+    generation = day_store.open()
+    return day_store.root.parent, generation, Encoder.of(generation)
+
+
+def all_items(retriever: Retriever, user: Id = USERS[3]) -> dict[Id, float]:
+    answer = retriever.retrieve(user, 1000, include_seen=True)
+    return {candidate.item_id: candidate.score for candidate in answer.candidates}
+
+
+def add(day: Day, *item_ids: int, genre: str = "genre 2") -> None:
+    items = [DayItem(item_id=i, features={"genre": genre}) for i in item_ids]
+    add_items(*live_encoder(day.store), items)
+
+
+def test_new_items_are_found_with_their_features(day: Day) -> None:
+    before = day.looked()
+    assert before.retrieve(USERS[0], 1).items_number is None
+    add(day, NEW_ITEM, NEW_ITEM + 1)
+    after = day.looked()
+    answer = after.retrieve(USERS[0], 100, include_seen=True)
+    assert answer.items_number == 1
+    found = {candidate.item_id: candidate.display for candidate in answer.candidates}
+    assert found[NEW_ITEM] == {"genre": "genre 2"}
+    assert set(found) - set(all_items(before)) == {NEW_ITEM, NEW_ITEM + 1}
+    assert day.looked() is after
+
+
+def test_withdrawn_items_are_gone_whoever_brought_them(day: Day) -> None:
+    add(day, NEW_ITEM)
+    publish_delta(day.store, day.name, 1)
+    everything = all_items(day.looked())
+    old, changed = next(iter(everything)), int(day.looked().encoder.items.ids[1])
+    gone: list[Id] = [NEW_ITEM, 5_000_000_001, changed, old]
+    assert set(gone) <= set(everything)
+    path, _, encoder = live_encoder(day.store)
+    withdraw_items(path, encoder, gone)
+    day.log([clicked(1, USERS[3], NEW_ITEM), clicked(2, USERS[3], 7)])
+    after = day.looked()
+    assert all_items(after).keys() == everything.keys() - set(gone)
+    answer = after.retrieve(USERS[3], 1)
+    assert answer.items_number == 2
+    assert NEW_ITEM not in [click.item_id for click in answer.recent]
+    restore_items(path, encoder, gone[:3])
+    assert all_items(day.looked()).keys() == everything.keys() - {old}
+
+
+def test_a_later_delta_does_not_bring_a_withdrawn_item_back(day: Day) -> None:
+    changed = int(day.base.array("items/ids.npy")[1])
+    path, _, encoder = live_encoder(day.store)
+    withdraw_items(path, encoder, [changed, 5_000_000_001])
+    assert changed not in all_items(day.looked())
+    publish_delta(day.store, day.name, 1)
+    after = day.looked()
+    assert after.delta == 1
+    assert not {changed, 5_000_000_001} & set(all_items(after))
+
+
+def test_an_item_of_the_day_has_its_newer_row_and_its_features(day: Day) -> None:
+    """Whichever comes first: the tower takes the row of the delta and the register's features."""
+    item = 5_000_000_001
+    delta = publish_delta(day.store, day.name, 1)
+    place = delta.rows.item_ids.tolist().index(item)
+    add(day, item)
+    both = day.looked()
+    encoder = both.encoder
+    profile = encoder.encode_item({"genre": "genre 2"})
+    expected = encoder.item_vector(
+        delta.rows.item_embeddings[place][None], profile, np.float32(0.0)
+    )[0]
+    assert _vector(both, item) == pytest.approx(expected, abs=1e-6)
+    first = Retriever.open(day.path).with_deltas([delta])
+    assert _vector(first, item) == pytest.approx(delta.rows.item_vectors[place])
+    register = read_register(day.path)
+    vectors = item_vectors(day.path, day.base, encoder, register)
+    items = first.overlay.items.with_added(register, vectors)
+    assert _vector(first.with_items(items), item) == pytest.approx(expected, abs=1e-6)
+    alone = Retriever.open(day.path).with_items(items)
+    assert _vector(alone, item) != pytest.approx(expected, abs=1e-3)
+
+
+def _vector(retriever: Retriever, item: int) -> np.ndarray:
+    """By the scores of as many queries as it has dimensions."""
+    queries = np.eye(retriever.base.manifest.vector_dim, dtype=np.float32)
+    found = retriever.index.search(queries, len(retriever.index))
+    number = retriever._items.positions_of(np.array([item]))[0]
+    return np.asarray(found.scores[found.ids == number])
+
+
+def test_damaged_vectors_of_new_items_do_not_keep_withdrawn_ones(day: Day) -> None:
+    add(day, NEW_ITEM)
+    member = overlay_folder(day.path, day.name) / "o-000001" / "item_vectors.npy"
+    member.chmod(0o644)
+    member.write_bytes(member.read_bytes()[:-1])
+    everything = all_items(day.looked())
+    assert NEW_ITEM not in everything
+    assert "o-000001" in (day.follower.problem or "")
+    path, _, encoder = live_encoder(day.store)
+    old = next(iter(everything))
+    withdraw_items(path, encoder, [old])
+    after = day.looked()
+    assert all_items(after).keys() == everything.keys() - {old}
+    assert after.items_number is None
+    assert day.publishes("items", "corrupt") == 1
+
+
+def test_the_next_generation_has_the_items_of_the_day(day: Day) -> None:
+    add(day, NEW_ITEM)
+    path, _, encoder = live_encoder(day.store)
+    name = publish_marked(day.store, 2)
+    gone = int(day.store.open(name).array("items/ids.npy")[9])
+    withdraw_items(path, encoder, [gone])
+    day.store.activate(name, force=True)
+    day.follower.tick()
+    assert day.follower.served is not None
+    found = all_items(day.follower.served.retriever)
+    assert NEW_ITEM in found
+    assert gone not in found
+    assert overlay_folder(day.path, name).is_dir()
+
+
+def test_a_withdrawn_item_is_gone_from_all_workers_within_a_second(tmp_path: Path) -> None:
+    data_path = tmp_path / "twotower-data"
+    store = ModelStore(data_path)
+    store.activate(publish_marked(store, 1), force=True)
+    path, generation, encoder = live_encoder(store)
+    with running_server(write_project(tmp_path, poll_s=0.25), workers=2) as server:
+        asked = {"user_id": USERS[3], "k": 1}
+        for _ in range(3):
+            best = server.ask("POST", "/v1/retrieve", asked).json()["candidates"][0]["item_id"]
+            number = withdraw_items(path, encoder, [best]).number
+
+            def is_applied(number: int = number) -> bool:
+                workers = server.readiness()["workers"]
+                return {worker["items_number"] for worker in workers} == {number}
+
+            eventually(is_applied, deadline_s=1.0)
+            for _ in range(8):
+                answer = server.ask("POST", "/v1/retrieve", asked).json()
+                assert answer["items_number"] == number
+                assert answer["candidates"][0]["item_id"] != best
+        add_items(path, generation, encoder, [DayItem(item_id=NEW_ITEM)])
+        asked = {"user_id": USERS[3], "k": 1000, "include_seen": True, "display": True}
+
+        def is_found() -> bool:
+            answer = server.ask("POST", "/v1/retrieve", asked).json()
+            return NEW_ITEM in [candidate["item_id"] for candidate in answer["candidates"]]
+
+        eventually(is_found)

@@ -20,6 +20,10 @@ from twotower.increments import catch_up, remove_increments
 from twotower.mining import miner_of
 from twotower.progress import SILENT, Progress
 from twotower.publishing.activation import Activation
+from twotower.publishing.day_items import item_vectors
+from twotower.publishing.encoding import Encoder
+from twotower.publishing.generation import Generation
+from twotower.publishing.item_register import read_register
 from twotower.publishing.publisher import publish
 from twotower.publishing.retention import Pruned, prune
 from twotower.publishing.store import ModelStore
@@ -246,7 +250,15 @@ def _go_live(
     )
     if not generation.manifest.refused:
         catch_up(project, generation)
+    _encode_day_items(project, generation)
     return store.activate(generation.name, only_after=sequence)
+
+
+def _encode_day_items(project: Project, generation: Generation) -> None:
+    """Encode the items of the day by the candidate, so that they go live together with it."""
+    register = read_register(project.data_path)
+    if register.added:
+        item_vectors(project.data_path, generation, Encoder.of(generation), register)
 
 
 def prune_project(project: Project, *, keep: int, dry_run: bool = False) -> Pruned:

@@ -68,7 +68,7 @@ def _as_served(project: Project, generation: str | None) -> Retriever:
     from twotower.serving.day import DayFollower, LogReader, NoCounts
     from twotower.serving.retriever import Retriever
 
-    reader = LogReader(project.data_path, ("click",))
+    reader = LogReader(project.data_path, project.join.positive_outcomes)
     day = DayFollower(project.data_path, project.serving, NoCounts(), reader)
     retriever = day.catch_up(Retriever.open(project.data_path, generation))
     reader.close()
@@ -96,6 +96,8 @@ def _print_answer(answer: Answer) -> None:
         f"sequence {answer.sequence}" if answer.sequence else "not live",
         f"delta {answer.delta or 'none'}",
     ]
+    if answer.items_number is not None:
+        made_by.append(f"items {answer.items_number}")
     if answer.user_state_offset is not None:
         made_by.append(f"events before offset {answer.user_state_offset:,}")
     output.console.print(f"user {answer.user_id} · {', '.join(made_by)}", markup=False)

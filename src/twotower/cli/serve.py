@@ -49,7 +49,7 @@ def serve(
     given = {name: value for name, value in flags.items() if value is not None}
     settings = msgspec.structs.replace(project.serving, **given)
     check_reach(settings.host, insecure=insecure)
-    server = Server(project.data_path, settings)
+    server = Server(project.data_path, settings, project.join.positive_outcomes)
     url = server.start()
     if as_json:
         output.emit_json({"url": url, "workers": settings.workers})

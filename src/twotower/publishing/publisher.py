@@ -7,6 +7,7 @@ Legend: `C` items of the corpus, `n` probe users, `D` vector dimension.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,7 @@ from twotower.publishing.artifacts import write_arrays, write_display, write_tow
 from twotower.publishing.encoding import Encoder
 from twotower.publishing.gates import Gate, check_finite, default_gates
 from twotower.publishing.generation import Generation
+from twotower.publishing.item_register import read_register
 from twotower.publishing.manifest import (
     GateResult,
     IndexEntry,
@@ -80,6 +82,7 @@ def publish(
         CorruptArtifact: the parent is damaged; nothing was published.
     """
     settings = settings or PublishingSettings()
+    state, checkpoint = checkpoint, _without_withdrawn(checkpoint, store)
     if not len(checkpoint.corpus):
         raise DataError("expected items in the corpus, found none; nothing was published")
     finite = check_finite({**checkpoint.arrays(), "loss": np.array([checkpoint.meta.trained.loss])})
@@ -95,8 +98,18 @@ def publish(
         results = [finite, *(gate.measure(measured) for gate in gates)]
         staging.write_array("item_vectors.npy", built.item_vectors)
         built.index.save(staging.file("index"))
-        checkpoint.save(staging.file("checkpoint"))
+        state.save(staging.file("checkpoint"))  # an item that is restored comes back
         return staging.commit(_manifest(checkpoint, built, results, metrics or {}))
+
+
+def _without_withdrawn(checkpoint: Checkpoint, store: ModelStore) -> Checkpoint:
+    """Return the checkpoint with the corpus that may be returned."""
+    register = read_register(store.root.parent)
+    if not register.withdrawn:
+        return checkpoint
+    gone = checkpoint.items.positions(register.withdrawn_ids(checkpoint.items.kind))
+    kept = checkpoint.corpus[~np.isin(checkpoint.corpus, gone)]
+    return dataclasses.replace(checkpoint, corpus=kept)
 
 
 def _parent(store: ModelStore, name: str | None) -> Generation | None:

@@ -1,5 +1,7 @@
 """What stays in the store: pins, and removing what nobody can need any more.
 
+What belongs to a generation beside it, its deltas, overlays and increments, goes with it.
+
 The live generation, its parent, the one that a roll-back would return to and every pinned one are
 never removed. A generation is renamed before it is deleted, so that a crash in between leaves no
 half generation under a name; what it leaves is swept by the next prune or publish.
@@ -16,11 +18,15 @@ import msgspec
 
 from twotower.durable import fsync_folder, read_regular, replace_file
 from twotower.publishing.activation import CURRENT
+from twotower.publishing.delta import DELTAS
+from twotower.publishing.item_register import OVERLAYS
 from twotower.publishing.manifest import is_name, read_versioned
 from twotower.publishing.store import REMOVED, STAGING, ModelStore
 
-__all__ = ["Pruned", "pin", "pins", "prune", "unpin"]
+__all__ = ["COMPANIONS", "Pruned", "pin", "pins", "prune", "unpin"]
 
+COMPANIONS: Final = (DELTAS, OVERLAYS, "increments")
+"""Folders of the project that hold one folder a generation."""
 _PINS: Final = "pins.json"
 _FORMAT_VERSION: Final = 1
 _MAX_BYTES: Final = 1 << 24
@@ -39,7 +45,8 @@ class Pruned(msgspec.Struct, frozen=True, kw_only=True):
     dry_run: bool
     removed: list[str]
     orphans: list[str]
-    """Left by publishes, activations and prunes that were killed."""
+    """Left by publishes, activations and prunes that were killed, and what the day made over
+    generations that are gone: `deltas/g-000001`."""
     freed_bytes: int
     kept: dict[str, list[str]]
 
@@ -99,14 +106,21 @@ def prune(store: ModelStore, *, keep: int, dry_run: bool = False) -> Pruned:
         kept = _reasons_to_keep(store, keep)
         removed = [name for name in store.names() if not kept[name]]
         orphans = _orphans(store.root)
-        paths = [*(store.root / name for name in removed), *orphans]
+        companions = _companions(store, removed)
+        paths = [*(store.root / name for name in removed), *orphans, *companions]
         freed_bytes = sum(map(_size_bytes, paths))
         if not dry_run:
             _remove(store, removed, orphans)
+            for path in companions:
+                shutil.rmtree(path)
+                store.at_step(f"prune.companion {path.parent.name}/{path.name}")
     return Pruned(
         dry_run=dry_run,
         removed=removed,
-        orphans=[path.name for path in orphans],
+        orphans=[
+            *(path.name for path in orphans),
+            *(f"{path.parent.name}/{path.name}" for path in companions),
+        ],
         freed_bytes=freed_bytes,
         kept={name: reasons for name, reasons in kept.items() if reasons},
     )
@@ -137,6 +151,17 @@ def _orphans(root: Path) -> list[Path]:
         path
         for path in root.iterdir()
         if path.name.startswith((STAGING, REMOVED)) or path.name in asides
+    )
+
+
+def _companions(store: ModelStore, removed: list[str]) -> list[Path]:
+    """Return what was made over generations that are removed now, or were before."""
+    kept = set(store.names()) - set(removed)
+    return sorted(
+        path
+        for kind in COMPANIONS
+        for path in (store.root.parent / kind).glob("*")
+        if is_name(path.name) and path.name not in kept and path.is_dir() and not path.is_symlink()
     )
 
 

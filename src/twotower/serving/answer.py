@@ -45,6 +45,8 @@ class Answer(msgspec.Struct, frozen=True):
     """Of the activation; None where the generation was named and is not live."""
     delta: int | None
     """Of the deltas over the generation the newest one in it; None: as it was published."""
+    items_number: int | None
+    """Of the changes of the day's items the last one in it; None before the first."""
     user_state_offset: int | None
     """The event log's: what users did before it counts. None: what the generation knows."""
     degraded: list[str]

@@ -1,4 +1,4 @@
-"""Follows what the day brings over the generation that is served: deltas and users' actions.
+"""Follows what the day brings over a generation: deltas, items, users' actions.
 
 Each look returns a newer retriever, or the same one where nothing came. What is refused changes
 nothing: it is named, counted, and looked at again after a while.
@@ -15,7 +15,14 @@ from typing import Final, Literal, Protocol
 
 from twotower.data.event_log import EventLog, has_event_log, open_event_log
 from twotower.errors import CorruptArtifact, LineageError, TwoTowerError
+from twotower.publishing.day_items import item_vectors
 from twotower.publishing.delta import read_deltas
+from twotower.publishing.item_register import (
+    Fingerprint,
+    ItemRegister,
+    read_register,
+    register_fingerprint,
+)
 from twotower.serving.retriever import Retriever
 from twotower.serving.settings import ServingSettings
 from twotower.serving.user_state import UserEvents
@@ -30,7 +37,7 @@ _MAX_PIECES: Final = 16
 _EARLY_MS: Final = 3_600_000
 """How much earlier than its time an event may be received: clocks differ."""
 
-Part = Literal["delta", "user_state"]
+Part = Literal["withdrawn", "items", "delta", "user_state"]
 
 
 class Counts(Protocol):
@@ -97,6 +104,8 @@ class DayFollower:
         self._counts = counts
         self._reader = reader
         self._retry_at_s: dict[Part, float] = {}
+        self._known_register = ItemRegister()
+        self._fingerprint: Fingerprint | None = None
 
     def catch_up(self, retriever: Retriever) -> Retriever:
         """Return a retriever with everything that exists by now, however long it takes."""
@@ -108,6 +117,8 @@ class DayFollower:
 
     def advance(self, retriever: Retriever) -> Retriever:
         """Return a retriever with what came since, at most some thousand events of the log."""
+        retriever = self._tried("withdrawn", self._with_withdrawn, retriever)
+        retriever = self._tried("items", self._with_items, retriever)
         retriever = self._tried("delta", self._with_deltas, retriever)
         if self._settings.user_state_events:
             retriever = self._tried("user_state", self._with_events, retriever)
@@ -139,6 +150,31 @@ class DayFollower:
         _LOGGER.error(
             "not_followed part=%s problem=%r", part, problem, exc_info=error if unexpected else None
         )
+
+    def _with_withdrawn(self, retriever: Retriever) -> Iterator[Retriever]:
+        """Apart from the added ones: whatever is wrong with those, a withdrawn item is gone."""
+        register, items = self._register(), retriever.overlay.items
+        after = items.with_withdrawn(register, retriever.encoder.items.kind)
+        if not after.searches_as(items):
+            yield retriever.with_items(after)
+
+    def _with_items(self, retriever: Retriever) -> Iterator[Retriever]:
+        register, items = self._register(), retriever.overlay.items
+        if register.number == items.number:
+            return
+        vectors = items.vectors
+        if register.added_number != items.added_number:
+            base, encoder = retriever.base, retriever.encoder
+            vectors = item_vectors(self._data_path, base, encoder, register)
+        yield retriever.with_items(items.with_added(register, vectors))
+        self._counts.publish_ended("items", "ok")
+
+    def _register(self) -> ItemRegister:
+        fingerprint = register_fingerprint(self._data_path)
+        if fingerprint != self._fingerprint:
+            self._known_register = read_register(self._data_path)
+            self._fingerprint = fingerprint
+        return self._known_register
 
     def _with_deltas(self, retriever: Retriever) -> Iterator[Retriever]:
         """Yield a retriever a delta: those before a damaged one are applied."""

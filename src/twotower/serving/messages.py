@@ -93,6 +93,10 @@ class RetrieveAnswer(msgspec.Struct, frozen=True, kw_only=True):
         int | None,
         Meta(description="The last one applied over it; null: the generation as published."),
     ]
+    items_number: Annotated[
+        int | None,
+        Meta(description="The last change of the day's items in it; null before the first."),
+    ]
     user_state_offset: Annotated[
         int | None,
         Meta(

@@ -2,13 +2,13 @@
 
 The base is never changed: its index is forked, and everything else is looked up here first. An
 overlay is immutable too; what comes next makes another one, at the price of the rows.
-Legend: `N` items of the base, `m` items that came since.
+Legend: `N` items of the base, `m` items that came since, `D` vector dimension.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,8 @@ from twotower.publishing.delta_rows import DeltaRows, merge_rows
 from twotower.publishing.display import Display
 from twotower.publishing.encoding import Encoder
 from twotower.publishing.generation import Generation
+from twotower.serving.day_items import DayItems
+from twotower.serving.known_items import KnownItems
 
 __all__ = ["OpenedGeneration", "Overlay"]
 
@@ -49,16 +51,19 @@ class Overlay:
     """The last delta that is in `rows`."""
     newest_event_time_ms: int
     """Of what base and deltas have learned from: freshness counts from it."""
+    items: DayItems
+    """Added and withdrawn within the day."""
     index: VectorIndex
-    """The base's, forked: vectors of `rows` in place of its own, or beside them."""
+    """The base's, forked: newer vectors in place of its own or beside them, none withdrawn."""
     added: IdArray
-    """`[m]`, ascending: items of `rows` that the base does not know, numbered from `N` on."""
+    """`[m]`, ascending: searched items that the base does not know, numbered from `N` on."""
 
     @classmethod
     def bare(cls, base: OpenedGeneration) -> Overlay:
         """Return an overlay that changes nothing."""
-        cut_ms = base.generation.manifest.window.cut_ms
-        return cls(base, None, None, cut_ms, base.index, base.encoder.items.ids[:0])
+        manifest, items = base.generation.manifest, base.encoder.items
+        nothing = DayItems.none(items.ids, manifest.vector_dim)
+        return cls(base, None, None, manifest.window.cut_ms, nothing, base.index, items.ids[:0])
 
     def after(self, deltas: Iterable[Delta]) -> Overlay:
         """Return the overlay with the deltas that follow, in their order.
@@ -70,10 +75,11 @@ class Overlay:
         last, newest_ms, rows = self.delta, self.newest_event_time_ms, self.rows
         for delta in deltas:
             last = delta.check_follows(self.base.generation, last).mark
-            _check_fit(delta.rows, self.base)
             newest_ms = max(newest_ms, delta.manifest.span.newest_event_time_ms)
-            rows = delta.rows if rows is None else merge_rows(rows, delta.rows)
-        return self if last == self.delta else self._with(rows, last, newest_ms)
+            rows = self._merged(rows, delta.rows)
+        if last == self.delta:
+            return self
+        return replace(self, rows=rows, delta=last, newest_event_time_ms=newest_ms)._searchable()
 
     def after_rows(self, rows: DeltaRows, newest_event_time_ms: int) -> Overlay:
         """Return the overlay with the rows of a next delta that was never written to a file.
@@ -81,20 +87,49 @@ class Overlay:
         Raises:
             CorruptArtifact: the rows do not fit the generation.
         """
-        _check_fit(rows, self.base)
         last = DeltaMark(self.delta.sequence + 1 if self.delta else 1, "")
-        merged = rows if self.rows is None else merge_rows(self.rows, rows)
-        return self._with(merged, last, max(self.newest_event_time_ms, newest_event_time_ms))
+        newest_ms = max(self.newest_event_time_ms, newest_event_time_ms)
+        merged = self._merged(self.rows, rows)
+        return replace(self, rows=merged, delta=last, newest_event_time_ms=newest_ms)._searchable()
 
-    def _with(self, rows: DeltaRows | None, last: DeltaMark | None, newest_ms: int) -> Overlay:
-        assert rows is not None, "a delta has rows, if only none"
-        items, index = self.base.encoder.items, self.base.index.fork()
-        numbers = items.positions_of(rows.item_ids)
-        is_new = numbers < 0
-        numbers[is_new] = len(items) + np.arange(np.count_nonzero(is_new))
-        if len(numbers):
-            index.upsert(numbers, rows.item_vectors)
-        return Overlay(self.base, rows, last, newest_ms, index, rows.item_ids[is_new])
+    def after_items(self, items: DayItems) -> Overlay:
+        """Return the overlay with other items of the day."""
+        after = replace(self, items=items)
+        if items.searches_as(self.items):
+            return after
+        if self.rows is None:
+            return after._searchable()
+        changed = items.changed_since(self.items)
+        return replace(after, rows=changed.encoded(self.base.encoder, self.rows))._searchable()
+
+    def _merged(self, older: DeltaRows | None, newer: DeltaRows) -> DeltaRows:
+        """Return the rows of both; an item of the day keeps its features under its newer row."""
+        _check_fit(newer, self.base)
+        newer = self.items.encoded(self.base.encoder, newer)
+        return newer if older is None else merge_rows(older, newer)
+
+    def _searchable(self) -> Overlay:
+        """Return this with the index that follows from its rows and items."""
+        known, index = self.base.encoder.items, self.base.index.fork()
+        item_ids, vectors = self._searched()
+        added = item_ids[known.positions_of(item_ids) < 0]
+        numbers = KnownItems(known, added)
+        if len(item_ids):
+            index.upsert(numbers.positions_of(item_ids), vectors)
+        gone = numbers.positions_of(self.items.withdrawn)
+        if (gone >= 0).any():
+            index.delete(gone[gone >= 0])
+        return replace(self, index=index, added=added)
+
+    def _searched(self) -> tuple[IdArray, FloatArray]:
+        """Return the items with newer vectors, ascending: those of deltas win."""
+        item_ids, vectors = self.items.vectors
+        if self.rows is None:
+            return item_ids, vectors
+        stays = lookup(self.rows.item_ids, None, item_ids) < 0
+        every = np.concatenate([self.rows.item_ids, item_ids[stays]])
+        order = np.argsort(every, kind="stable")
+        return every[order], np.concatenate([self.rows.item_vectors, vectors[stays]])[order]
 
     def user_embedding(self, user: IdArray) -> FloatArray | None:
         """Return the newer row of a user, `[1, id_dim]`; `user` has one element."""

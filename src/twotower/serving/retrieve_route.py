@@ -242,6 +242,7 @@ def _encode(served: Served, request: RetrieveRequest, found: Found, request_id: 
         "generation": served.activation.generation,
         "sequence": served.activation.sequence,
         "delta": retriever.delta,
+        "items_number": retriever.items_number,
         "user_state_offset": retriever.user_state_offset,
         "request_id": request_id,
         "degraded": found.degraded or None,

@@ -28,6 +28,7 @@ from twotower.publishing.encoding import Encoder
 from twotower.publishing.generation import Generation
 from twotower.publishing.store import ModelStore
 from twotower.serving.answer import Answer, Candidate, Found, RecentClick
+from twotower.serving.day_items import DayItems
 from twotower.serving.known_items import KnownItems
 from twotower.serving.overlay import OpenedGeneration, Overlay
 from twotower.serving.user_state import MAX_EVENTS, NO_ACTIONS, UserActions, UserEvents
@@ -77,6 +78,11 @@ class Retriever:
     def delta(self) -> int | None:
         """The number of the last delta applied over the generation."""
         return self.overlay.delta.sequence if self.overlay.delta else None
+
+    @property
+    def items_number(self) -> int | None:
+        """The last change of the day's items that is applied; None before the first."""
+        return self.overlay.items.number or None
 
     @property
     def user_state_offset(self) -> int | None:
@@ -130,6 +136,10 @@ class Retriever:
             CorruptArtifact: the rows do not fit the generation. This retriever is unchanged.
         """
         return self._with(self.overlay.after_rows(rows, newest_event_time_ms), self.user_state)
+
+    def with_items(self, items: DayItems) -> Retriever:
+        """Return a retriever that also finds the items of the day, and none that is withdrawn."""
+        return self._with(self.overlay.after_items(items), self.user_state)
 
     def with_user_state(self, state: UserEvents) -> Retriever:
         """Return a retriever that also knows what users did since the cut.
@@ -199,6 +209,7 @@ class Retriever:
             generation=self.generation,
             sequence=self.sequence,
             delta=self.delta,
+            items_number=self.items_number,
             user_state_offset=self.user_state_offset,
             degraded=found.degraded,
             candidates=self._candidates(found.positions, found.scores),
@@ -272,8 +283,9 @@ class Retriever:
 
     def display_json(self, number: int) -> bytes:
         """Return the display fields of an item as JSON text."""
-        display = self.overlay.base.display
-        return display.json_at(number) if number < len(self.encoder.items) else b"{}"
+        if number < len(self.encoder.items):
+            return self.overlay.base.display.json_at(number)
+        return self.overlay.items.display_json(self._items.decode(np.array([number]))[0])
 
     def _candidates(self, found: IntArray, scores: npt.NDArray[np.float32]) -> list[Candidate]:
         return [
@@ -284,6 +296,8 @@ class Retriever:
         ]
 
     def _clicks(self, numbers: IntArray) -> list[RecentClick]:
+        is_withdrawn = np.isin(numbers, self._items.positions_of(self.overlay.items.withdrawn))
+        numbers = numbers[~is_withdrawn]
         ids = self._items.decode(numbers)
         return [
             RecentClick(item_id, self._fields(number))

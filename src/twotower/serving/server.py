@@ -16,6 +16,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -47,9 +48,15 @@ class _Child(NamedTuple):
 class Server:
     """Start, loop over ticks until a signal, stop; once."""
 
-    def __init__(self, data_path: Path, settings: ServingSettings) -> None:
-        """Nothing is bound or started yet."""
+    def __init__(
+        self,
+        data_path: Path,
+        settings: ServingSettings,
+        positive_outcomes: Sequence[str] = ("click",),
+    ) -> None:
+        """Nothing is bound or started yet; `positive_outcomes` of the event log are clicks."""
         self._data_path = data_path
+        self._positive_outcomes = positive_outcomes
         self._settings = settings
         self._memory = SharedMemory(settings.workers)
         self._children: dict[int, _Child] = {}
@@ -153,7 +160,9 @@ class Server:
 
             os.setpgid(0, 0)  # Ctrl-C reaches the server alone, which forwards it
             os.close(self._held_end)
-            worker = Worker(self._data_path, self._settings, self._memory, slot)
+            worker = Worker(
+                self._data_path, self._settings, self._memory, slot, self._positive_outcomes
+            )
             worker.run(self._listener, self._lifeline, load_first=self._has_started)
             code = 0
         except BaseException:

@@ -27,6 +27,7 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     newest_event_s: float = 0.0
     """The times are seconds since 1970; this one of what generation and delta learned from."""
     delta: int | None = None
+    items_number: int | None = None
     user_state_offset: int | None = None
     problem: str | None = None
     """Why it does not serve what is live; what it serves is whole."""
@@ -52,6 +53,7 @@ class ServedByWorker(msgspec.Struct, frozen=True, kw_only=True):
     generation: str | None
     sequence: int | None
     delta: int | None
+    items_number: int | None
     user_state_offset: int | None
     problem: str | None
 
@@ -108,6 +110,7 @@ def _served(status: WorkerStatus) -> ServedByWorker:
         generation=status.generation,
         sequence=status.sequence,
         delta=status.delta,
+        items_number=status.items_number,
         user_state_offset=status.user_state_offset,
         problem=status.problem,
     )

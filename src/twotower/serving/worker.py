@@ -15,7 +15,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Final
@@ -42,7 +42,12 @@ class Worker:
     """Start, run until told to stop, stop."""
 
     def __init__(
-        self, data_path: Path, settings: ServingSettings, memory: SharedMemory, slot: int
+        self,
+        data_path: Path,
+        settings: ServingSettings,
+        memory: SharedMemory,
+        slot: int,
+        positive_outcomes: Sequence[str],
     ) -> None:
         """Make everything that answers; nothing is loaded and no thread runs yet.
 
@@ -51,12 +56,13 @@ class Worker:
             settings: How to serve.
             memory: Shared by all workers of the server.
             slot: Which of them this is.
+            positive_outcomes: Outcomes of the event log that count as clicks.
         """
         self._settings = settings
         self._status = memory.status(slot)
         self._state: WorkerState = "starting"
         metrics = Metrics(CounterBlock(memory.counters(slot)))
-        self._follower = Follower(data_path, settings, metrics, self._report)
+        self._follower = Follower(data_path, settings, metrics, self._report, positive_outcomes)
         self._door = FrontDoor(
             RetrieveRoute(self._follower, settings, metrics), make_app(memory), metrics
         )
@@ -146,6 +152,7 @@ class Worker:
                 cut_s=served.manifest.window.cut_ms / 1000,
                 newest_event_s=served.retriever.overlay.newest_event_time_ms / 1000,
                 delta=served.retriever.delta,
+                items_number=served.retriever.items_number,
                 user_state_offset=served.retriever.user_state_offset,
             )
         )
