@@ -1,6 +1,7 @@
 """The full update on a log whose right answer is known."""
 
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 import numpy as np
@@ -18,8 +19,8 @@ from twotower.publishing.trainer_vectors import trainer_item_vectors, trainer_us
 from twotower.training import training_pass
 from twotower.training.base_model import train_base_model
 from twotower.training.full_update import run_full_update
-from twotower.training.settings import TrainingSettings
-from twotower.training.training_pass import check_trained_once
+from twotower.training.settings import PassOrder, TrainingSettings
+from twotower.training.training_pass import check_trained_once, pass_order
 
 Arrays = dict[str, npt.NDArray[np.generic]]
 DAYS = ("2024-03-01", "2024-03-02", "2024-03-03")
@@ -260,3 +261,16 @@ def test_progress_counts_every_example(lineage: Lineage) -> None:
         progress=recorder,
     )
     assert sum(recorder.counts) == recorder.total
+
+
+def test_an_order_of_a_pass_has_every_example_once() -> None:
+    rng = np.random.default_rng(0)
+    times = np.sort(rng.integers(0, 5 * 3_600_000, 500))[rng.permutation(500)]
+    found = {order: pass_order(times, order, 7) for order in get_args(PassOrder)}
+    for order in found.values():
+        np.testing.assert_array_equal(np.sort(order), np.arange(500))
+    assert (np.diff(times[found["by_time"]]) >= 0).all()
+    by_hour = times[found["by_hour"]]
+    assert (np.diff(by_hour // 3_600_000) >= 0).all()
+    assert (np.diff(by_hour) < 0).mean() > 0.4, "shuffled within the hour"
+    assert (np.diff(times[found["shuffled"]] // 3_600_000) < 0).mean() > 0.3

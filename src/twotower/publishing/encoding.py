@@ -122,6 +122,22 @@ class Encoder:
         newest = take_ragged(recent, np.maximum(start, end - self._history_length), end)
         return self._encode_users(rows, profiles, self._pool(newest))
 
+    def user_vectors_of(
+        self, embeddings: FloatArray, profiles: EncodedFeatures, recent: Ragged
+    ) -> FloatArray:
+        """Return the vectors of users from given ID rows, profiles and recent clicks: `[n, D]`.
+
+        Args:
+            embeddings: `[n, id_dim]`.
+            profiles: of `n` entities.
+            recent: `n` lists of item positions, oldest first; those beyond the history are
+                dropped, and one that is not known, -1, counts with the unknown-ID row.
+        """
+        start, end = recent.offsets[:-1], recent.offsets[1:]
+        newest = take_ragged(recent, np.maximum(start, end - self._history_length), end)
+        history = self._pool_rows(self._history_rows_at(newest.values), newest.offsets)
+        return self._encode(embeddings, profiles, history)
+
     def item_vectors(self, positions: IntArray, batch: int = _BATCH) -> FloatArray:
         """Return the vectors of items: `[n, D]`."""
         return _stack([self._known_items(part) for part in _parts(positions, batch)])

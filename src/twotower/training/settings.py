@@ -13,6 +13,7 @@ __all__ = [
     "IdDropoutSettings",
     "LossName",
     "NegativeSettings",
+    "PassOrder",
     "PassSettings",
     "ShownNegativeSettings",
     "TrainingSettings",
@@ -20,6 +21,7 @@ __all__ = [
 ]
 
 LossName = Literal["pointwise", "pairwise_hinge", "pairwise_logistic", "listwise"]
+PassOrder = Literal["shuffled", "by_time", "by_hour"]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 PositiveFloat = Annotated[float, msgspec.Meta(gt=0)]
 PositiveInt = Annotated[int, msgspec.Meta(ge=1)]
@@ -132,6 +134,10 @@ class PassSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """Of Adam, for the dense parameters."""
     table_learning_rate: PositiveFloat = 0.05
     """Of row-wise Adagrad, for the touched rows of every embedding table."""
+    order: PassOrder = "shuffled"
+    """shuffled: all examples in one random order, as a full update should; by_time: as they
+    happened; by_hour: the hours as they happened, shuffled within. The last two are there to
+    measure what shuffling is worth; see docs/replay.md."""
 
 
 class TrainingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

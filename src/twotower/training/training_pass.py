@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -12,16 +13,19 @@ import torch
 from twotower.checkpoint import Checkpoint, Trained
 from twotower.data.days import event_digest, exact_shuffle
 from twotower.data.examples import Examples
+from twotower.data.schema import IntArray
 from twotower.errors import LineageError
 from twotower.failpoints import failpoint
 from twotower.model.row_negatives import NO_ITEM
 from twotower.progress import Progress
 from twotower.training.batches import Batch, BatchMaker, NegativeLists
 from twotower.training.resume import Cursor, PassKeeper
-from twotower.training.settings import PassSettings, TrainingSettings
+from twotower.training.settings import PassOrder, PassSettings, TrainingSettings
 from twotower.training.step import Stepper, load_adam, save_adam
 
-__all__ = ["check_trained_once", "mix_seeds", "run_pass"]
+__all__ = ["check_trained_once", "mix_seeds", "pass_order", "run_pass"]
+
+_MS_PER_HOUR: Final = 3_600_000
 
 
 def run_pass(
@@ -99,6 +103,7 @@ class _Pass:
         self._state = state
         self._examples = examples
         self._batch_size = schedule.batch_size
+        self._order = schedule.order
         self._seed = (training.seed, pass_number)
         self._maker = maker
         self.adam = load_adam(state.model, state.optimizer, schedule.dense_learning_rate)
@@ -106,7 +111,9 @@ class _Pass:
 
     def finish_epoch(self, cursor: Cursor, progress: Progress) -> Cursor:
         """Train the epoch's examples from the cursor on; return where it ended."""
-        order = exact_shuffle(len(self._examples), mix_seeds(*self._seed, cursor.epoch))
+        order = pass_order(
+            self._examples.event_time_ms, self._order, mix_seeds(*self._seed, cursor.epoch)
+        )
         generator = torch.Generator()
         while cursor.start < len(order):
             indices = order[cursor.start : cursor.start + self._batch_size]
@@ -125,6 +132,23 @@ class _Pass:
                 self.keeper.save(self._state, self.adam, cursor, step)
             progress.advance(len(indices), loss=loss)
         return cursor
+
+
+def pass_order(event_time_ms: IntArray, order: PassOrder, seed: int) -> IntArray:
+    """Return in which order a pass trains its examples, each exactly once: `int64[n]`.
+
+    Args:
+        event_time_ms: `[n]`.
+        order: see `PassSettings`.
+        seed: of the shuffle.
+    """
+    if order == "by_time":
+        return np.argsort(event_time_ms, kind="stable")
+    shuffled = exact_shuffle(len(event_time_ms), seed)
+    if order == "shuffled":
+        return shuffled
+    hour = event_time_ms[shuffled] // _MS_PER_HOUR
+    return shuffled[np.argsort(hour, kind="stable")]
 
 
 def _num_drawn(batch: Batch) -> npt.NDArray[np.int64]:

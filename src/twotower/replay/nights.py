@@ -103,7 +103,7 @@ class ReplayedLog:
 
     def days(self, first: str, last: str) -> Iterator[ReplayedDay]:
         """Yield the days from `first` to `last`, each with what was known before it."""
-        seen = self._history_seen
+        seen = self.history_seen
         clicks = self._all_clicks
         for number, (day, events) in enumerate(self._events.items()):
             users, items = self._positions(events)
@@ -139,8 +139,20 @@ class ReplayedLog:
     def _positions(self, events: DayEvents) -> tuple[IntArray, IntArray]:
         return self.users.positions(events.user_id), self.items.positions(events.item_id)
 
+    def events(self, day: str) -> DayEvents:
+        """Return the impressions of a day, sorted by time and then event ID."""
+        return self._events[day]
+
     @cached_property
-    def _history_seen(self) -> Ragged:
+    def history_positives(self) -> Ragged:
+        """The positives of the imported history, by user position, oldest first."""
+        users, items = self._history_pairs()
+        nothing = Ragged.empty(len(self.users))
+        return append_ragged(nothing, users, items, num_lists=len(self.users), limit=0)
+
+    @cached_property
+    def history_seen(self) -> Ragged:
+        """Everything that the imported history says to have been shown, by user position."""
         nothing = Ragged.empty(len(self.users))
         if self._history is None:
             return nothing
@@ -163,8 +175,8 @@ class ReplayedLog:
             day=_pick([np.full(len(day), n) for n, day in enumerate(events)], clicked),
             history_users=history_users,
             history_items=history_items,
-            seen_users=self._history_seen.owners(),
-            seen_items=self._history_seen.values,
+            seen_users=self.history_seen.owners(),
+            seen_items=self.history_seen.values,
             num_users=len(self.users),
             num_items=len(self.items),
             next_day=len(events),

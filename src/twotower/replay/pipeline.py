@@ -1,0 +1,273 @@
+"""The stream through the real files of every step, in simulated time.
+
+Events are stored in an event log, the label join makes TFRecord shards of them, increments learn
+from the shards, deltas are written, and a retriever that applied them and follows the log answers
+every click. The schedule is that of `live`: what `replay_live` does in memory must come out alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from twotower.config import Project
+from twotower.data.event_log import EventLog, open_event_log
+from twotower.data.events import Event, EventColumns, IdKinds
+from twotower.data.example_log import ExampleLog
+from twotower.data.label_join import join_available
+from twotower.data.schema import BoolArray, IntArray
+from twotower.errors import NotReady
+from twotower.increments import begin_update
+from twotower.nightly import run_night
+from twotower.progress import SILENT, Progress
+from twotower.publishing.delta import Delta, DeltaSpan, read_deltas, write_delta
+from twotower.publishing.generation import Generation
+from twotower.publishing.store import ModelStore
+from twotower.replay.comparison import LIVE_KS
+from twotower.replay.live import LiveScores, Moment, moments
+from twotower.replay.nights import ReplayedLog
+from twotower.replay.strategies import Strategy
+from twotower.replay.stream import LiveStream
+from twotower.serving.retriever import Retriever
+
+if TYPE_CHECKING:
+    from twotower.serving.user_state import UserEvents
+    from twotower.training.incremental_update import IncrementalUpdate
+
+__all__ = ["replay_pipeline"]
+
+_APPEND_EVENTS: Final = 20_000
+_ALL: Final = 1 << 31
+_PLACES: Final = max(LIVE_KS)
+
+
+class _Line:
+    """One strategy: what it serves and what it learns with."""
+
+    def __init__(
+        self, project: Project, folder: Path, strategy: Strategy, schedule: list[Moment]
+    ) -> None:
+        self._project, self._folder, self.strategy = project, folder, strategy
+        self.schedule: Mapping[int, Moment] = {moment.at_ms: moment for moment in schedule}
+        self.retriever: Retriever
+        self.state: UserEvents
+        self.base: Generation
+        self.update: IncrementalUpdate | None = None
+        self.last: Delta | None = None
+        self.ranks: list[IntArray] = []
+        self.freshness_s: list[npt.NDArray[np.float64]] = []
+        self.deltas_published = 0
+
+    def activate(self, generation: Generation, first_offset: int) -> None:
+        """Serve another base; increments start again behind its cut."""
+        self.base, self.last = generation, None
+        self.retriever = Retriever(generation)
+        self.state = self.retriever.new_user_state(
+            positive_outcomes=self._project.join.positive_outcomes
+        )
+        if self.strategy.increments:
+            self.update = begin_update(self._project, generation, first_offset=first_offset)
+
+    def publish(self, examples: ExampleLog, now_ms: int) -> None:
+        """Learn what was joined since, write a delta, and answer from it."""
+        update = self.update
+        if update is None or update.offset >= examples.end:
+            return
+        first = update.offset
+        new = examples.read(first, _ALL)
+        update.learn(new)
+        rows = update.take_delta_rows()
+        span = DeltaSpan(
+            first_offset=first,
+            through_offset=update.offset,
+            newest_event_time_ms=update.newest_event_time_ms,
+        )
+        write_delta(self._folder, self.base, rows, span, now_ms=now_ms)
+        deltas = [*read_deltas(self._folder, self.base, after=self.last)]
+        self.retriever = self.retriever.with_deltas(deltas)
+        self.last = deltas[-1]
+        self.deltas_published += 1
+        self.freshness_s.append((now_ms - new.event_time_ms[new.is_positive]) / 1000)
+
+
+def replay_pipeline(
+    project: Project,
+    log: ReplayedLog,
+    stream: LiveStream,
+    strategies: Mapping[str, Strategy],
+    *,
+    is_asked: BoolArray | None = None,
+    progress: Progress = SILENT,
+) -> dict[str, LiveScores]:
+    """Score every click of the stream by what each strategy's retriever answers at its moment.
+
+    All strategies share the event log, the label join and the nights; each has its deltas. An
+    answer has 50 places; what is not there gets the number of items as its rank.
+
+    Args:
+        project: staged for this replay; its data folder is written to. See `stage_project`.
+        log: the whole import.
+        stream: its live days.
+        strategies: by name.
+        is_asked: `bool[q]`, which questions are scored; all of those that can be if left out.
+        progress: told of every click.
+
+    Raises:
+        NotReady: a night is due before the label join has cut its day.
+        GateRefused: a night did not pass a gate, or a loss exploded.
+    """
+    asked = stream.questions.is_scored
+    run = _Run(project, log, stream, strategies, asked if is_asked is None else asked & is_asked)
+    with run.events:
+        run.play(progress)
+    part = np.flatnonzero(run.asked)
+    return {
+        name: LiveScores(
+            part,
+            np.concatenate(line.ranks),
+            np.concatenate([np.zeros(0), *line.freshness_s]),
+            line.deltas_published,
+        )
+        for name, line in run.lines.items()
+    }
+
+
+class _Run:
+    """What the strategies of a replay share, moved from moment to moment."""
+
+    def __init__(
+        self,
+        project: Project,
+        log: ReplayedLog,
+        stream: LiveStream,
+        strategies: Mapping[str, Strategy],
+        asked: BoolArray,
+    ) -> None:
+        self._project, self._log, self._stream, self.asked = project, log, stream, asked
+        kinds = IdKinds(log.data.user_id_kind, log.data.item_id_kind)
+        self.events: EventLog = open_event_log(project.data_path, project.event_log, kinds)
+        deltas = project.data_path / "strategies"
+        self.lines = {
+            name: _Line(project, deltas / name, strategy, moments(stream, strategy))
+            for name, strategy in strategies.items()
+        }
+        self._store = ModelStore(project.data_path)
+        self._generations = [self._store.open()]
+        self._given = 0
+        """Events of the stream that are in the log."""
+
+    def play(self, progress: Progress) -> None:
+        """Let the days happen."""
+        schedules = [line.schedule for line in self.lines.values()]
+        every = sorted({at_ms for schedule in schedules for at_ms in schedule})
+        ends = [*every[1:], int(self._stream.ends_ms[-1])]
+        progress.begin("live days", int(self.asked.sum()) * len(self.lines), "clicks")
+        for now_ms, until_ms in zip(every, ends, strict=True):
+            self._move(now_ms)
+            offset = self.events.end()
+            questions = self._store_until(until_ms)
+            new = self.events.read(offset, _ALL) if self.events.end() > offset else None
+            for line in self.lines.values():
+                line.ranks.append(self._answer(line, questions, new))
+            progress.advance(len(questions) * len(self.lines))
+        progress.end()
+
+    def _move(self, now_ms: int) -> None:
+        """Join what the log holds, and let every strategy publish that is due."""
+        project = self._project
+        join_available(project.data_path, self.events, project.join, project.time_zone, now_ms)
+        examples = ExampleLog.open(project.data_path) if self._given else None
+        for line in self.lines.values():
+            moment = line.schedule.get(now_ms)
+            if moment is None:
+                continue
+            if moment.generation is not None:
+                self._activate(line, moment.generation, examples)
+            if examples is not None:
+                line.publish(examples, now_ms)
+
+    def _activate(self, line: _Line, number: int, examples: ExampleLog | None) -> None:
+        """Make a generation live for a strategy; train its night where none has yet."""
+        first_offset = 0
+        if number:
+            day = self._stream.days[number - 1]
+            if examples is None or day not in examples.cuts:
+                raise NotReady(
+                    f"expected the label join to have cut {day} when its night is due, found "
+                    f"{sorted(examples.cuts) if examples else 'nothing joined'}; nothing was "
+                    "trained: give the night more time than join.window_s + allowed_lateness_s"
+                )
+            first_offset = examples.cuts[day]
+            if number == len(self._generations):
+                run_night(self._project, day)
+                self._generations.append(self._store.open())
+        line.activate(self._generations[number], first_offset)
+        if self._given:
+            line.state = line.state.extend(self.events.read(0, _ALL))
+
+    def _store_until(self, until_ms: int) -> IntArray:
+        """Store the events before a moment; return which questions are among them and asked."""
+        stream, first = self._stream, self._given
+        end = int(np.searchsorted(stream.event_time_ms, until_ms))
+        self._given = end
+        for start in range(first, end, _APPEND_EVENTS):
+            rows = np.arange(start, min(start + _APPEND_EVENTS, end))
+            events = _events(self._log, stream, rows, self._project.join.positive_outcomes[0])
+            self.events.append(events, received_ms=int(stream.event_time_ms[rows[-1]]))
+        asked = stream.questions.event
+        low, high = np.searchsorted(asked, [first, end]).tolist()
+        questions: IntArray = low + np.flatnonzero(self.asked[low:high])
+        return questions
+
+    def _answer(self, line: _Line, questions: IntArray, new: EventColumns | None) -> IntArray:
+        """Return the ranks of some questions, each with what the log knew at an earlier time."""
+        ranks = np.full(len(questions), len(self._log.items), np.int64)
+        if new is None:
+            return ranks
+        asked, taken = self._stream.questions, 0
+        users = self._log.users.decode(asked.user[questions])
+        items = self._log.items.decode(asked.item[questions])
+        until = np.searchsorted(new.event_time_ms, asked.event_time_ms[questions])
+        for place, (user, item, end) in enumerate(zip(users, items, until.tolist(), strict=True)):
+            if end > taken:
+                line.state = line.state.extend(new.take(slice(taken, end)))
+                taken = end
+            retriever = line.retriever.with_user_state(line.state)
+            found = retriever.decode_items(retriever.find(user, _PLACES).positions)
+            if item in found:
+                ranks[place] = found.index(item)
+        line.state = line.state.extend(new.take(slice(taken, None)))
+        return ranks
+
+
+def _events(log: ReplayedLog, stream: LiveStream, rows: IntArray, outcome: str) -> list[Event]:
+    """Return some events of the stream as a producer sends them: impression, then outcome."""
+    events = []
+    columns = (
+        stream.event_id[rows].tolist(),
+        log.users.decode(stream.user[rows]),
+        log.items.decode(stream.item[rows]),
+        stream.event_time_ms[rows].tolist(),
+        stream.is_positive[rows].tolist(),
+    )
+    for key, user, item, time_ms, clicked in zip(*columns, strict=True):
+        shown = Event(
+            kind="impression",
+            event_id=f"{key:016x}",
+            request_id=f"{key:016x}",
+            user_id=user,
+            item_id=item,
+            event_time_ms=time_ms,
+        )
+        events.append(shown)
+        if clicked:
+            clicked_id = f"{key:016x}-outcome"
+            events.append(
+                msgspec.structs.replace(shown, kind="outcome", event_id=clicked_id, outcome=outcome)
+            )
+    return events
