@@ -19,7 +19,7 @@ from twotower.config import Project
 from twotower.data.event_log import EventLog, open_event_log
 from twotower.data.events import Event, EventColumns, IdKinds
 from twotower.data.example_log import ExampleLog
-from twotower.data.label_join import join_available
+from twotower.data.label_join.joiner import join_available
 from twotower.data.schema import BoolArray, IntArray
 from twotower.errors import NotReady
 from twotower.increments import begin_update
@@ -52,6 +52,7 @@ class _Line:
     def __init__(
         self, project: Project, folder: Path, strategy: Strategy, schedule: list[Moment]
     ) -> None:
+        folder.mkdir(parents=True)
         self._project, self._folder, self.strategy = project, folder, strategy
         self.schedule: Mapping[int, Moment] = {moment.at_ms: moment for moment in schedule}
         self.retriever: Retriever
