@@ -63,7 +63,7 @@ class Bench:
         self.is_asked = chosen[self.stream.questions.user]
 
     def lineage(self, variant: str, seed: int) -> tuple[Project, list[Generation]]:
-        """Return a lineage's project and its generations from the base on, trained where missing."""
+        """Return a lineage's project and its generations, the base first; train what is missing."""
         project = self.log.lineage(variant, seed, self.work / f"nights-{variant}{seed}")
         link_import(self.work / "import", project.data_path)
         store, days = ModelStore(project.data_path), self.replayed.data.days

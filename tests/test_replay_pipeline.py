@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from toy import write_project
+from toy import Size, write_project
 from twotower.cli.app import app
 from twotower.config import Project, load_project
 from twotower.data.days import ImportedData
@@ -37,15 +37,15 @@ loss_limit = 100.0
 holdout_positives = 0
 """
 STRATEGIES = {
-    "full_only": Strategy(nights=True, increments=False, publish_every_s=7200),
-    "full_and_increments": Strategy(nights=True, increments=True, publish_every_s=7200),
+    "full_only": Strategy(nights=True, increments=False, publish_every_s=14_400),
+    "full_and_increments": Strategy(nights=True, increments=True, publish_every_s=14_400),
 }
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     folder = tmp_path_factory.mktemp("pipeline")
-    write_project(folder, num_days=4)
+    write_project(folder, num_days=4, size=Size(impressions=500))
     config = folder / "twotower.toml"
     config.write_text(config.read_text() + STREAM)
     made = load_project(config)
@@ -66,6 +66,7 @@ def test_an_import_is_copied_up_to_a_day(project: Project, tmp_path: Path) -> No
         copy_days_before(data, tmp_path, "2024-03-01")
 
 
+@pytest.mark.slow
 def test_files_and_memory_give_the_same_ranks(project: Project, tmp_path: Path) -> None:
     """The whole pipeline against the schedule that hands examples over in memory."""
     log = ReplayedLog(ImportedData.open(project.data_path))

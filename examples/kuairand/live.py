@@ -42,7 +42,7 @@ def show_live_days(report: ReplayReport, console: Console) -> None:
     """Print what the strategies came to."""
     console.print(
         "\nCould one do only increments? 6 to 8 May happen again: events are stored, joined and\n"
-        "learned from as they come, every 30 minutes a delta is published and served, and at night\n"
+        "learned from as they come, a delta is served every 30 minutes, and at night\n"
         "a full update takes over. Each click is scored before anything learns from it:\n"
     )
     print_replay(report, console)

@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 
 __all__ = ["replay_pipeline"]
 
-_APPEND_EVENTS: Final = 20_000
 _ALL: Final = 1 << 31
 _PLACES: Final = max(LIVE_KS)
 
@@ -216,14 +215,25 @@ class _Run:
         stream, first = self._stream, self._given
         end = int(np.searchsorted(stream.event_time_ms, until_ms))
         self._given = end
-        for start in range(first, end, _APPEND_EVENTS):
-            rows = np.arange(start, min(start + _APPEND_EVENTS, end))
+        for rows in self._arrivals(first, end):
             events = _events(self._log, stream, rows, self._project.join.positive_outcomes[0])
             self.events.append(events, received_ms=int(stream.event_time_ms[rows[-1]]))
         asked = stream.questions.event
         low, high = np.searchsorted(asked, [first, end]).tolist()
         questions: IntArray = low + np.flatnonzero(self.asked[low:high])
         return questions
+
+    def _arrivals(self, first: int, end: int) -> list[IntArray]:
+        """Return the events in the portions in which they arrive.
+
+        One portion has one time of arrival. It spans less than the join takes for idle time, so
+        that the join does not believe that nothing had happened in between.
+        """
+        if first == end:
+            return []
+        span_ms = max(1, round(self._project.join.idle_after_s * 1000))
+        portion = self._stream.event_time_ms[first:end] // span_ms
+        return np.split(np.arange(first, end), np.flatnonzero(np.diff(portion)) + 1)
 
     def _answer(self, line: _Line, questions: IntArray, new: EventColumns | None) -> IntArray:
         """Return the ranks of some questions, each with what the log knew at an earlier time."""
