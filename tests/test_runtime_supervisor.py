@@ -20,9 +20,9 @@ SLEEPS = "import signal; signal.pause()"
 DRAINS = """
 import os, signal, sys, time
 def drain(*_):
-    print(time.monotonic_ns(), NAME, "told", flush=True)
+    print(time.monotonic_ns(), NAME, "told", file=sys.stderr)
     time.sleep(0.05)
-    print(time.monotonic_ns(), NAME, "done", flush=True)
+    print(time.monotonic_ns(), NAME, "done", file=sys.stderr)
     sys.exit(0)
 signal.signal(signal.SIGTERM, drain)
 open(NAME, "w").close()

@@ -30,7 +30,7 @@ def up(
     config: ConfigOption = DEFAULT_CONFIG,
     as_json: JsonOption = False,
 ) -> None:
-    """Run server, collector and the nights together; restart what dies, drain on SIGTERM.
+    """Run server, collector, join, increments and the nights; restart what dies, drain on SIGTERM.
 
     Example: twotower up
     """

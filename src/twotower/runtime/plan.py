@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import time
 from collections.abc import Sequence
 from datetime import datetime
@@ -23,6 +24,7 @@ from twotower.serving.server import check_reach
 
 __all__ = ["PlannedNights", "PlannedProcess", "UpPlan", "plan_up", "run_up"]
 
+_LOGGER: Final = logging.getLogger("twotower")
 _LOCK_TIMEOUT_S: Final = 2.0
 
 
@@ -110,5 +112,8 @@ def run_up(project: Project, plan: UpPlan, clock: Clock | None = None) -> bool:
                 functools.partial(night_table, project, options=plan.options),
                 clock,
             )
+        for process in plan.processes:
+            if process.url is not None:
+                _LOGGER.info("up_address name=%s url=%s", process.name, process.url)
         table = [ProcessSpec(process.name, tuple(process.command)) for process in plan.processes]
         return Supervisor(project.data_path, project.runtime, table, nights, clock).run()

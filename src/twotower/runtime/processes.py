@@ -22,6 +22,7 @@ _ARGUMENTS: Final[dict[ProcessName, tuple[str, ...]]] = {
     "serve": ("serve",),
     "collect": ("collect",),
     "join": ("join", "--follow"),
+    "increment": ("increment", "--follow"),
 }
 """In the order in which they are told to stop: first whoever takes, last whoever passes on."""
 _REACHABLE: Final = ("serve", "collect")
@@ -99,14 +100,15 @@ def spawn(spec: ProcessSpec) -> subprocess.Popen[bytes]:
     """Start a process that dies with this one; call it from the main thread only.
 
     The kernel ties it to the thread that starts it. It has a session of its own, so that Ctrl-C
-    reaches the supervisor alone, and writes to this one's stderr, its results too.
+    reaches the supervisor alone. It logs to this one's stderr; what it prints for people is left
+    out.
     """
     tether = (sys.executable, "-I", "-S", str(_TETHER), str(os.getpid()))
     sys.stderr.flush()
     return subprocess.Popen(
         (*tether, *spec.command),
         stdin=subprocess.DEVNULL,
-        stdout=2,
+        stdout=subprocess.DEVNULL,
         start_new_session=True,
         env=os.environ | {PROCESS_VARIABLE: spec.name, "PYTHONSAFEPATH": "1"},
     )

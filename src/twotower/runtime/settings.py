@@ -8,7 +8,7 @@ import msgspec
 
 __all__ = ["ProcessName", "RuntimeSettings"]
 
-ProcessName = Literal["serve", "collect", "join", "full"]
+ProcessName = Literal["serve", "collect", "join", "increment", "full"]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
 Count = Annotated[int, msgspec.Meta(ge=0)]
@@ -18,7 +18,7 @@ TimeOfDay = Annotated[str, msgspec.Meta(pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]
 class RuntimeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What runs under `twotower up`, and how patiently."""
 
-    processes: tuple[ProcessName, ...] = ("serve", "collect", "join", "full")
+    processes: tuple[ProcessName, ...] = ("serve", "collect", "join", "increment", "full")
     """What runs; `full` is the nightly update. A part that runs elsewhere is left out here."""
     night_at: TimeOfDay = "03:00"
     """Local time, in `time_zone`, from which the day before may be trained."""
