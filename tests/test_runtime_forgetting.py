@@ -39,13 +39,14 @@ keep_event_days = 0
 """
 
 
-def window_through(checkpoint: Checkpoint, day: str) -> Checkpoint:
-    """The checkpoint as of a day."""
+def window_through(checkpoint: Checkpoint, day: str, example_offset: int) -> Checkpoint:
+    """The checkpoint as of a day and the join's cut of it."""
     window = msgspec.structs.replace(
         checkpoint.meta.window,
         from_day=day,
         through_day=day,
         cut_ms=day_limits_ms(day, "UTC")[1],
+        example_offset=example_offset,
     )
     checkpoint.meta = msgspec.structs.replace(checkpoint.meta, window=window)
     return checkpoint
@@ -54,7 +55,9 @@ def window_through(checkpoint: Checkpoint, day: str) -> Checkpoint:
 def go_live(project: Project, day: str) -> str:
     """Make a generation live that has trained through a day; its parent is none."""
     store = ModelStore(project.data_path)
-    name = publish(window_through(tiny_checkpoint(), day), store, index=IndexSettings()).name
+    cut = ExampleLog.open(project.data_path).cuts[day]
+    checkpoint = window_through(tiny_checkpoint(), day, cut)
+    name = publish(checkpoint, store, index=IndexSettings()).name
     store.activate(name)
     return name
 

@@ -57,8 +57,8 @@ def forget_old(project: Project, now_ms: int, *, dry_run: bool = False) -> Forgo
     examples = ExampleLog.open(project.data_path)
     oldest_ms = now_ms - round(project.runtime.keep_event_days * _DAY_MS)
     examples_before = min(
-        _first_needed(windows, examples.manifest),
         _last_cut(examples.manifest, project.time_zone, oldest_ms),
+        *(window.example_offset for window in windows.values()),
     )
     with open_event_log(project.data_path, project.event_log) as events:
         cuts_ms = [window.cut_ms for window in windows.values()]
@@ -91,12 +91,6 @@ def needed_windows(store: ModelStore) -> dict[str, Window]:
     wanted = [live.name, live.manifest.parent, activation.previous]
     names = [name for name in dict.fromkeys(wanted) if name in store.names()]
     return {name: store.open(name, verify=False).manifest.window for name in names if name}
-
-
-def _first_needed(windows: dict[str, Window], manifest: ExampleManifest) -> int:
-    """Return the first example after the oldest cut; all of them where a cut is not the join's."""
-    cuts = [manifest.cuts.get(w.through_day or "", manifest.begin) for w in windows.values()]
-    return min(cuts)
 
 
 def _last_cut(manifest: ExampleManifest, time_zone: str, until_ms: int) -> int:

@@ -15,9 +15,8 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from twotower.data.example_log.manifest import examples_path
-from twotower.data.example_log.manifest import read_manifest as read_examples
-from twotower.data.import_manifest import read_manifest
+from twotower.data.joined_days import open_days
+from twotower.errors import NotReady
 from twotower.publishing.store import ModelStore
 from twotower.runtime.files import read_json, runtime_folder, write_json
 
@@ -111,13 +110,12 @@ def trainable_days(data_path: Path) -> tuple[str, ...]:
 
     Raises:
         CorruptArtifact: a manifest is damaged.
+        LineageError: import and example log hold IDs of different kinds.
     """
-    imported = read_manifest(data_path / "imported")
-    joined = read_examples(examples_path(data_path))
-    days = {*imported.days} if imported else set()
-    if joined is not None:
-        days |= {day for day in joined.cuts if day >= (joined.first_day or "")}
-    return tuple(sorted(days))
+    try:
+        return open_days(data_path).days
+    except NotReady:
+        return ()
 
 
 def trained_day(data_path: Path) -> str | None:
