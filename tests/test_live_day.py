@@ -73,18 +73,17 @@ class Day(NamedTuple):
     def post(self) -> None:
         """Post one impression and its click until they are acknowledged."""
         number = len(self.acknowledged) // 2
-        user, item, now_ms = f"u{number % NUM_USERS}", number % NUM_ITEMS, int(time.time() * 1000)
-        named = {"user_id": user, "item_id": item, "request_id": f"r{number}"}
-        events = [
-            Event(kind="impression", event_id=f"i{number}", event_time_ms=now_ms, **named),  # type: ignore[arg-type]
-            Event(  # type: ignore[arg-type]
-                kind="outcome",
-                event_id=f"o{number}",
-                event_time_ms=now_ms,
-                outcome="click",
-                **named,
-            ),
-        ]
+        shown = Event(
+            kind="impression",
+            event_id=f"i{number}",
+            request_id=f"r{number}",
+            user_id=f"u{number % NUM_USERS}",
+            item_id=number % NUM_ITEMS,
+            event_time_ms=int(time.time() * 1000),
+        )
+        replace = msgspec.structs.replace
+        clicked = replace(shown, kind="outcome", event_id=f"o{number}", outcome="click")
+        events = [shown, clicked]
         eventually(lambda: self._accepts(as_lines(events)), PATIENCE_S)
         self.acknowledged.update(event.event_id for event in events)
 
