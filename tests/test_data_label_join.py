@@ -144,6 +144,11 @@ class LabelJoinConformance(ABC):
         found = self.join(log, SETTINGS, ZONE, START_MS + 3_000_000)
         assert [(row[0], *row[4:7]) for row in found.examples] == expected
 
+    def test_an_event_id_is_known_for_a_time(self) -> None:
+        log = [event(n, "impression", at, event_key=7) for n, at in enumerate((0, 3660, 9000))]
+        found = self.join(log, SETTINGS, ZONE, START_MS + 12_000_000)
+        assert found.counts == {"negative": 2, "duplicate": 1}
+
     def test_idleness_moves_the_watermark(self) -> None:
         log = [event(0, "impression", 0)]
         last_s = 600 + 60 + 60 + 1  # window, lateness, idleness, one second on its way to the disk
