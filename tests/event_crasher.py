@@ -1,5 +1,5 @@
-"""Seeded producers that remember what they sent and what was acknowledged, and a collector that
-is killed under them again and again."""
+"""Seeded producers that remember what they sent and what was acknowledged, and a collector and a
+label join that are killed under them again and again."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from typing import Final
 from collector_project import as_lines, free_port, kill, start_collector
 from twotower.data.event_log.contract import make_event
 from twotower.data.events import Event
+from warm_process import end, run_twotower, start
 
-__all__ = ["Ledger", "crash_collector"]
+__all__ = ["Ledger", "crash"]
 
 _PRODUCERS: Final = 3
 _EVENTS_EACH: Final = 10_000_000
@@ -34,6 +35,11 @@ class Ledger:
         self.num_kills = 0
         self.num_lost_answers = 0
         """Requests whose answer never came: their events may be stored or not."""
+        self.join_exit_codes: list[int] = []
+
+    @property
+    def num_both_killed(self) -> int:
+        return min(self.num_kills, len(self.join_exit_codes))
 
 
 class _Producer(threading.Thread):
@@ -93,16 +99,36 @@ class _Producer(threading.Thread):
         return None
 
 
-def crash_collector(config: Path, seed: str, duration_s: float) -> Ledger:
-    """Produce for so long while the collector is killed at random moments and started again."""
+class _KilledJoin(threading.Thread):
+    """Runs `twotower join --follow` and kills it, over and over."""
+
+    def __init__(self, config: Path, ledger: Ledger, seed: str) -> None:
+        super().__init__()
+        self._config = config
+        self._ledger = ledger
+        self._random = random.Random(f"{seed}-join")
+        self.is_stopping = threading.Event()
+
+    def run(self) -> None:
+        while not self.is_stopping.is_set():
+            process = start(run_twotower, "join", "--follow", "--config", str(self._config))
+            exit_code = end(process, after_s=self._random.uniform(0.3, 3.0))
+            self._ledger.join_exit_codes.append(exit_code)
+
+
+def crash(config: Path, seed: str, duration_s: float, min_kills: int) -> Ledger:
+    """Produce for so long, and until both were killed so often, while collector and join are killed
+    at random moments and started again."""
     port, ledger, dice = free_port(), Ledger(), random.Random(seed)
     collector = start_collector(config, port)
+    join = _KilledJoin(config, ledger, seed)
+    join.start()
     producers = [_Producer(collector.address, ledger, seed, n) for n in range(_PRODUCERS)]
     for producer in producers:
         producer.start()
     end_s = time.monotonic() + duration_s
     try:
-        while time.monotonic() < end_s:
+        while time.monotonic() < end_s or ledger.num_both_killed < min_kills:
             time.sleep(dice.uniform(0.02, 0.7))
             kill(collector)
             ledger.num_kills += 1
@@ -110,8 +136,9 @@ def crash_collector(config: Path, seed: str, duration_s: float) -> Ledger:
     finally:
         for producer in producers:
             producer.is_stopping.set()
-        for producer in producers:
-            producer.join()
+        join.is_stopping.set()
+        for thread in (*producers, join):
+            thread.join()
         with contextlib.suppress(ProcessLookupError):
             kill(collector)
     return ledger
