@@ -37,12 +37,14 @@ class Ledger:
         """Requests whose answer never came: their events may be stored or not."""
         self.join_exit_codes: list[int] = []
 
-    @property
-    def num_both_killed(self) -> int:
-        return min(self.num_kills, len(self.join_exit_codes))
+
+class _Stoppable(threading.Thread):
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_stopping = threading.Event()
 
 
-class _Producer(threading.Thread):
+class _Producer(_Stoppable):
     def __init__(self, address: tuple[str, int], ledger: Ledger, seed: str, number: int) -> None:
         super().__init__()
         self._random = random.Random(f"{seed}-{number}")
@@ -51,7 +53,6 @@ class _Producer(threading.Thread):
         self._next = number * _EVENTS_EACH
         self._mine: list[Event] = []
         self._connection = http.client.HTTPConnection(*address, timeout=30)
-        self.is_stopping = threading.Event()
 
     def run(self) -> None:
         while not self.is_stopping.is_set():
@@ -99,7 +100,7 @@ class _Producer(threading.Thread):
         return None
 
 
-class _KilledJoin(threading.Thread):
+class _KilledJoin(_Stoppable):
     """Runs `twotower join --follow` and kills it, over and over."""
 
     def __init__(self, config: Path, ledger: Ledger, seed: str) -> None:
@@ -107,7 +108,6 @@ class _KilledJoin(threading.Thread):
         self._config = config
         self._ledger = ledger
         self._random = random.Random(f"{seed}-join")
-        self.is_stopping = threading.Event()
 
     def run(self) -> None:
         while not self.is_stopping.is_set():
@@ -116,28 +116,31 @@ class _KilledJoin(threading.Thread):
             self._ledger.join_exit_codes.append(exit_code)
 
 
-def crash(config: Path, seed: str, duration_s: float, min_kills: int) -> Ledger:
-    """Produce for so long, and until both were killed so often, while collector and join are killed
-    at random moments and started again."""
+def crash(
+    config: Path, seed: str, duration_s: float, min_kills: int, *, with_join: bool = False
+) -> Ledger:
+    """Produce for so long, and until so many kills, while the collector is killed at random moments
+    and started again, and the join too if it is wanted."""
     port, ledger, dice = free_port(), Ledger(), random.Random(seed)
     collector = start_collector(config, port)
-    join = _KilledJoin(config, ledger, seed)
-    join.start()
+    joins = [_KilledJoin(config, ledger, seed)] if with_join else []
+    for join in joins:
+        join.start()
     producers = [_Producer(collector.address, ledger, seed, n) for n in range(_PRODUCERS)]
     for producer in producers:
         producer.start()
     end_s = time.monotonic() + duration_s
     try:
-        while time.monotonic() < end_s or ledger.num_both_killed < min_kills:
+        while time.monotonic() < end_s or ledger.num_kills < min_kills:
             time.sleep(dice.uniform(0.02, 0.7))
             kill(collector)
             ledger.num_kills += 1
             collector = start_collector(config, port)
     finally:
-        for producer in producers:
-            producer.is_stopping.set()
-        join.is_stopping.set()
-        for thread in (*producers, join):
+        threads: list[_Stoppable] = [*producers, *joins]
+        for thread in threads:
+            thread.is_stopping.set()
+        for thread in threads:
             thread.join()
         with contextlib.suppress(ProcessLookupError):
             kill(collector)
