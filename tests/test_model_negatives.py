@@ -5,8 +5,13 @@ from typing import Any
 import pytest
 import torch
 
-from twotower.model.logits import Columns, LogitRules, training_logits
-from twotower.model.negatives import accidental_hits, draw_uniform, log_expected_count
+from twotower.model.logits import Columns, KnownPositives, LogitRules, training_logits
+from twotower.model.negatives import (
+    accidental_hits,
+    columns_holding,
+    draw_uniform,
+    log_expected_count,
+)
 
 NUM_ITEMS, BATCH = 40, 64
 SOURCES = [(BATCH, 0), (0, 64), (BATCH, 64), (BATCH, 16)]
@@ -108,6 +113,31 @@ def test_an_accidental_hit_never_enters_the_loss() -> None:
         [True, False, True, False],
     ]
     assert accidental_hits(torch.tensor([7]), torch.tensor([7, 8])).tolist() == [[True, False]]
+
+
+def test_a_known_positive_of_a_row_never_enters_its_loss_and_may_enter_anothers() -> None:
+    known = KnownPositives(torch.tensor([0, 0, 2, 2]), torch.tensor([9, 5, 7, 8]))
+    _, negatives = training_logits(
+        torch.zeros(3, 5),
+        columns([7, 9, 7, 9, 8])._replace(known=known),
+        rules(),
+        torch.Generator().manual_seed(0),
+    )
+    assert torch.isinf(negatives).tolist() == [
+        [True, True, True, True, False],
+        [False, True, False, True, False],
+        [True, False, True, False, True],
+    ]
+
+
+def test_columns_holding_an_item_are_found_row_by_row_without_the_rows_own() -> None:
+    rows, found = columns_holding(
+        torch.tensor([2, 0, 0]),
+        torch.tensor([7, 9, 3]),
+        torch.tensor([7, 9, 7, 9]),
+        torch.tensor([0, 1, 2]),
+    )
+    assert list(zip(rows.tolist(), found.tolist(), strict=True)) == [(0, 1), (0, 3), (2, 0)]
 
 
 def test_the_temperature_divides_the_scores() -> None:

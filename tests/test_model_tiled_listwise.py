@@ -11,7 +11,7 @@ from torch import Tensor
 
 from twotower.model import tiled_listwise as module
 from twotower.model.lanes import num_lanes
-from twotower.model.logits import Columns, LogitRules, training_logits
+from twotower.model.logits import Columns, KnownPositives, LogitRules, training_logits
 from twotower.model.losses import listwise
 from twotower.model.tiled_listwise import tiled_listwise
 
@@ -99,6 +99,19 @@ def test_it_equals_the_plain_form(
 ) -> None:
     case = make_case(num_rows, num_uniform, sharing)
     assert_equal_forms(case, rules_of(correct_positive=correct_positive))
+
+
+@pytest.mark.parametrize("sharing", ["an item", "shown or hidden", "a column"])
+@pytest.mark.parametrize("temperature", [1.0, 0.1, 0.003])
+def test_known_positives_are_no_negatives_in_either_form(
+    temperature: float, sharing: str, threads: int
+) -> None:
+    case, rules = make_case(200, 60, sharing), rules_of(temperature)
+    rows = torch.arange(200).repeat(6)
+    items = torch.randint(NUM_ITEMS, (len(rows),), generator=torch.Generator().manual_seed(1))
+    spared = case._replace(columns=case.columns._replace(known=KnownPositives(rows, items)))
+    assert_equal_forms(spared, rules)
+    assert plain(spared, rules) < plain(case, rules)
 
 
 @pytest.mark.parametrize("sharing", ["an item", "shown or hidden", "a column"])

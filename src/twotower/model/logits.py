@@ -12,9 +12,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from twotower.model.negatives import accidental_hits, choose_columns
+from twotower.model.negatives import accidental_hits, choose_columns, columns_holding
 
-__all__ = ["Columns", "LogitRules", "training_logits"]
+__all__ = ["Columns", "KnownPositives", "LogitRules", "training_logits"]
+
+
+class KnownPositives(NamedTuple):
+    """Items that a row's user is known to like, besides the row's positive."""
+
+    rows: Tensor
+    """`int64[E]`, rows of the batch."""
+    items: Tensor
+    """`int64[E]` item positions."""
 
 
 class Columns(NamedTuple):
@@ -24,6 +33,8 @@ class Columns(NamedTuple):
     """`int64[C]` item positions."""
     log_count: Tensor
     """`float32[C]`, log of the expected count among the sampled columns."""
+    known: KnownPositives | None = None
+    """No negatives of their rows either; None for none."""
 
 
 class LogitRules(NamedTuple):
@@ -42,7 +53,8 @@ def training_logits(
     """Return the logits of the positives `[B]` and of the negatives `[B, C]` or `[B, k]`.
 
     `logit = score / temperature - log expected count`, the correction of Yi et al. 2019
-    (equation 3). A column that holds the row's own positive is minus infinity.
+    (equation 3). A column that holds the row's own positive, or another known one of its user, is
+    minus infinity.
 
     Args:
         scores: `[B, C]` cosines.
@@ -55,6 +67,9 @@ def training_logits(
     logits = plain - columns.log_count
     positives = (logits if rules.correct_positive else plain).diagonal()
     hits = accidental_hits(columns.items[:num_rows], columns.items)
+    if columns.known is not None:
+        own = torch.arange(num_rows)
+        hits[columns_holding(*columns.known, columns.items, own)] = True
     negatives = logits.masked_fill(hits, -torch.inf)
     first = 0 if rules.in_batch else num_rows
     negatives = negatives[:, first:]

@@ -11,7 +11,13 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["accidental_hits", "choose_columns", "draw_uniform", "log_expected_count"]
+__all__ = [
+    "accidental_hits",
+    "choose_columns",
+    "columns_holding",
+    "draw_uniform",
+    "log_expected_count",
+]
 
 
 def draw_uniform(corpus: Tensor, num_items: int, generator: torch.Generator) -> Tensor:
@@ -28,6 +34,33 @@ def accidental_hits(positive_items: Tensor, column_items: Tensor) -> Tensor:
         column_items: `[C]`.
     """
     return positive_items[:, None] == column_items[None, :]
+
+
+def columns_holding(
+    rows: Tensor, items: Tensor, column_items: Tensor, own: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return every pair of a row and a column that holds one of the row's items, by rows.
+
+    The row's own column is left out, and no `B x C` mask is written.
+
+    Args:
+        rows: `int64[E]`, rows of the batch.
+        items: `int64[E]`, an item of each of them.
+        column_items: `[C]`.
+        own: `int64[B]`, the column of each row's positive.
+
+    Returns:
+        Rows, ascending, and their columns, `int64[H]` each; a pair may occur more than once.
+    """
+    in_order, order = torch.sort(column_items, stable=True)
+    first = torch.searchsorted(in_order, items)
+    counts = torch.searchsorted(in_order, items, right=True) - first
+    before = counts.cumsum(0) - counts
+    place = torch.arange(int(counts.sum())) - torch.repeat_interleave(before - first, counts)
+    found, columns = torch.repeat_interleave(rows, counts), order[place]
+    is_other = columns != own[found]
+    by_row = torch.argsort(found[is_other], stable=True)
+    return found[is_other][by_row], columns[is_other][by_row]
 
 
 def log_expected_count(

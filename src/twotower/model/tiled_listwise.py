@@ -26,6 +26,7 @@ from torch import Tensor
 
 from twotower.model.lanes import num_lanes, run_in_lanes
 from twotower.model.logits import Columns, LogitRules
+from twotower.model.negatives import columns_holding
 
 __all__ = ["tiled_listwise"]
 
@@ -116,7 +117,7 @@ class _Table(NamedTuple):
     own_log_factor: Tensor
     """`[B]`, what makes of the weight of that column the positive's own."""
     hit_rows: Tensor
-    """`int64[h]`, ascending: rows with a column that holds their positive under another vector."""
+    """`int64[h]`, ascending: rows with a column that is no negative of theirs; see `_find_hits`."""
     hit_places: Tensor
     """`int64[h]`, that column."""
 
@@ -136,7 +137,7 @@ def _weigh(
     spread = own_log_factor.abs().max() - log_weight.min()
     is_bounded = bool(bound + spread <= _MAX_EXPONENT)
     weight = log_weight.exp() if is_bounded else torch.ones_like(log_weight)
-    hit_rows, hit_places = _find_hits(columns.items, places, len(scaled))
+    hit_rows, hit_places = _find_hits(columns, places, len(scaled))
     return _Table(
         vectors.T.contiguous(), vectors * weight[:, None], weight,
         None if is_bounded else log_weight, highest, own, own_log_weight, own_log_factor,
@@ -202,19 +203,16 @@ def _fill_mass(mass: Tensor, table: _Table, scaled: Tensor, tile: slice) -> Tens
     return highest + table.highest
 
 
-def _find_hits(items: Tensor, places: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
-    """Return the accidental hits that are not a row's own vector, as ascending rows and places.
+def _find_hits(columns: Columns, places: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
+    """Return what is no negative but a row's own vector, as ascending rows and places.
 
-    Without a `B x V` mask: of items with several vectors, such as one of a hidden ID.
+    Without a `B x V` mask: the row's positive under another vector, such as one of a hidden ID, and
+    the known positives of its user.
     """
-    item_of_place = items.new_empty(int(places.max()) + 1)
-    item_of_place[places] = items
-    in_order, order = torch.sort(item_of_place, stable=True)
-    wanted = items[:num_rows]
-    first = torch.searchsorted(in_order, wanted)
-    counts = torch.searchsorted(in_order, wanted, right=True) - first
-    rows = torch.repeat_interleave(torch.arange(num_rows), counts)
-    rank = torch.arange(len(rows)) - (counts.cumsum(0) - counts)[rows]
-    found = order[first[rows] + rank]
-    is_other = found != places[rows]
-    return rows[is_other], found[is_other]
+    item_of_place = columns.items.new_empty(int(places.max()) + 1)
+    item_of_place[places] = columns.items
+    rows, items = torch.arange(num_rows), columns.items[:num_rows]
+    if columns.known is not None:
+        rows = torch.cat([rows, columns.known.rows])
+        items = torch.cat([items, columns.known.items])
+    return columns_holding(rows, items, item_of_place, places[:num_rows])

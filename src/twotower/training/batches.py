@@ -20,8 +20,8 @@ from twotower.checkpoint import Checkpoint
 from twotower.data.examples import Examples
 from twotower.data.features import EncodedFeatures
 from twotower.data.ids import UNKNOWN_ROW
-from twotower.data.user_state import Ragged
-from twotower.model.logits import Columns
+from twotower.data.user_state import Ragged, append_ragged, take_ragged
+from twotower.model.logits import Columns, KnownPositives
 from twotower.model.negatives import draw_uniform, log_expected_count
 from twotower.model.row_negatives import NO_ITEM, RowNegatives, draw_listed, place_items
 from twotower.model.towers import Features, History
@@ -129,6 +129,9 @@ class BatchMaker:
         self._user_rows = torch.from_numpy(state.users.rows)
         self._item_rows = torch.from_numpy(state.items.rows)
         self._corpus = torch.from_numpy(state.corpus)
+        self._trained = append_ragged(
+            Ragged.empty(0), examples.user, examples.item, num_lists=len(state.users), limit=0
+        )
         self._example_log_probability = torch.from_numpy(example_log_probability)
         self._log_probability = torch.from_numpy(state.frequency.log_probability())
 
@@ -203,7 +206,20 @@ class BatchMaker:
             num_corpus=len(self._corpus),
             correction=self._negatives.correction,
         )
-        return Columns(items, log_count)
+        return Columns(items, log_count, self._known_positives(indices))
+
+    def _known_positives(self, indices: IntArray) -> KnownPositives | None:
+        """Return what each row's user clicked before it, and all that the pass trains of him."""
+        if not self._negatives.exclude_known:
+            return None
+        users = self._examples.user[indices]
+        offsets = self._trained.offsets
+        trained = take_ragged(self._trained, offsets[users], offsets[users + 1])
+        past = self._examples.histories(indices)
+        return KnownPositives(
+            torch.from_numpy(np.concatenate([trained.owners(), past.owners()])),
+            torch.from_numpy(np.concatenate([trained.values, past.values])),
+        )
 
 
 def _merge(columns: Tensor, own_items: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -72,6 +72,9 @@ class NegativeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     """Negatives a positive for the pointwise and pairwise losses; listwise uses all."""
     correction: Literal["mixture", "per_source", "none"] = "mixture"
     """logQ: by the expected count over all sampled sources, by each source alone, or not at all."""
+    exclude_known: bool = True
+    """Never hold a user's other known positives against him: those of his history and of the
+    pass."""
     correct_positive: bool = True
     """Whether the positive's own logit is corrected too."""
     hard: HardNegativeSettings = HardNegativeSettings()
