@@ -5,7 +5,7 @@
 Trains each variant with three seeds (`--quick`: one), scores 26 April to 8 May night by night, and
 reports means over seeds with their spread, and ratios with intervals clustered by user. `--shown`
 adds the models and the ALS that take shown history as weak positives. Nothing is tuned here; about
-15 minutes on 2 cores, 30 with `--shown`.
+15 minutes on 2 cores, 30 with `--shown`. With `--runs FOLDER` a stopped benchmark goes on.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
@@ -53,10 +55,13 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--quick", action="store_true", help="one seed instead of three")
     parser.add_argument("--shown", action="store_true", help="also with shown history, for all")
+    parser.add_argument("--runs", type=Path, help="keep what was scored here, and go on from it")
     arguments = parser.parse_args()
     seeds = (0,) if arguments.quick else (0, 1, 2)
     began = time.perf_counter()
-    baselines, runs = score_everything(seeds, with_shown=arguments.shown)
+    with tempfile.TemporaryDirectory() as folder:
+        kept = arguments.runs or Path(folder)
+        baselines, runs = score_everything(seeds, kept, with_shown=arguments.shown)
     report = {
         "parameters": {"seeds": list(seeds), "test_days": list(score.TEST_DAYS)},
         "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
@@ -83,35 +88,34 @@ def main() -> None:
 
 
 def score_everything(
-    seeds: tuple[int, ...], *, with_shown: bool
+    seeds: tuple[int, ...], runs: Path, *, with_shown: bool
 ) -> tuple[dict[str, score.Days], list[dict[str, score.Days]]]:
-    """Run one process a seed and one for the baselines, two at a time."""
+    """Run one process a model and seed, two at a time; return the baselines, and a seed's models.
+
+    A file that is in `runs` already is not made again.
+    """
     baselines = ["baselines", "baselines_shown"] if with_shown else ["baselines"]
     variants = [name for name in score.VARIANTS if with_shown or not name.endswith("_shown")]
-    with tempfile.TemporaryDirectory() as folder:
-        jobs = [(baselines, 0, Path(folder) / "baselines.npz")]
-        jobs += [(variants, seed, Path(folder) / f"{seed}.npz") for seed in seeds]
-        for start in range(0, len(jobs), 2):
-            running = [
-                subprocess.Popen(
-                    [
-                        sys.executable,
-                        str(EXAMPLE / "score.py"),
-                        *models,
-                        "--seed",
-                        str(seed),
-                        "--out",
-                        str(out),
-                        "--data-dir",
-                        str(out.with_suffix("")),
-                    ]
-                )
-                for models, seed, out in jobs[start : start + 2]
-            ]
-            if any(process.wait() for process in running):
-                raise SystemExit("a run failed; see its message above")
-        loaded = [score.load(out)[0] for _, _, out in jobs]
-    return loaded[0], loaded[1:]
+    jobs = [(name, 0) for name in baselines]
+    jobs += [(name, seed) for seed in seeds for name in variants]
+    runs.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(2) as pool:
+        scored = dict(zip(jobs, pool.map(lambda job: score_one(*job, runs), jobs), strict=True))
+    fitted = {name: days for job in baselines for name, days in scored[job, 0].items()}
+    return fitted, [{name: scored[name, seed][name] for name in variants} for seed in seeds]
+
+
+def score_one(name: str, seed: int, runs: Path) -> dict[str, score.Days]:
+    """Score one model in a process of its own, or read what an earlier call scored."""
+    out = runs / f"{name}-{seed}.npz"
+    if not out.exists():
+        with tempfile.TemporaryDirectory() as folder:
+            made = Path(folder) / "scored.npz"
+            command = [sys.executable, str(EXAMPLE / "score.py"), name, "--seed", str(seed)]
+            command += ["--out", str(made), "--data-dir", str(Path(folder) / "data")]
+            subprocess.run(command, check=True)
+            shutil.move(made, out)
+    return score.load(out)[0]
 
 
 def tested(days: score.Days) -> list[Evaluation]:

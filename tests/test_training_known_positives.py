@@ -15,7 +15,7 @@ from toy_lineage import ToyLineage
 from twotower.checkpoint import Checkpoint
 from twotower.data.examples import Examples
 from twotower.data.held_out import HoldOutRule
-from twotower.training import full_update
+from twotower.training import full_update, training_pass
 from twotower.training.batches import BatchMaker
 from twotower.training.settings import TrainingSettings
 
@@ -29,7 +29,7 @@ class Night:
         lineage = ToyLineage(write_staged_project(folder, history=True))
         self.training = lineage.project.training
         self.examples: list[Examples] = []
-        original = full_update.run_pass
+        original = training_pass.run_pass
 
         def recording(state: Checkpoint, examples: Examples, *rest: Any, **named: Any) -> Any:
             self.examples.append(examples)
