@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -100,13 +101,14 @@ def score_everything(
     jobs += [(name, seed) for seed in seeds for name in variants]
     runs.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(2) as pool:
-        scored = dict(zip(jobs, pool.map(lambda job: score_one(*job, runs), jobs), strict=True))
+        scored = dict(zip(jobs, pool.map(partial(score_one, runs=runs), jobs), strict=True))
     fitted = {name: days for job in baselines for name, days in scored[job, 0].items()}
     return fitted, [{name: scored[name, seed][name] for name in variants} for seed in seeds]
 
 
-def score_one(name: str, seed: int, runs: Path) -> dict[str, score.Days]:
-    """Score one model in a process of its own, or read what an earlier call scored."""
+def score_one(job: tuple[str, int], runs: Path) -> dict[str, score.Days]:
+    """Score one model and seed in a process of its own, or read what an earlier call scored."""
+    name, seed = job
     out = runs / f"{name}-{seed}.npz"
     if not out.exists():
         with tempfile.TemporaryDirectory() as folder:
