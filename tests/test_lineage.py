@@ -20,6 +20,10 @@ from twotower.data.days import ImportedData
 from twotower.data.importing import import_tables
 from twotower.errors import GateRefused, LineageError
 from twotower.nightly import plan_night, run_night, start_lineage
+from twotower.publishing.day_items import add_items, withdraw_items
+from twotower.publishing.encoding import Encoder
+from twotower.publishing.item_overlay import read_item_vectors
+from twotower.publishing.item_register import DayItem
 from twotower.publishing.manifest import Manifest
 from twotower.publishing.store import ModelStore
 from twotower.training.window import open_window
@@ -49,6 +53,22 @@ def live(project: Project) -> Manifest:
 def positives(project: Project, *days: str) -> int:
     data = ImportedData.open(project.data_path)
     return sum(data.day_entry(day).positives for day in days)
+
+
+def test_items_of_the_day_go_live_with_the_night(project: Project) -> None:
+    register = [DayItem(item_id=9_000_000 + number) for number in range(3)]
+    store = ModelStore(project.data_path)
+    add_items(project.data_path, store.open(), Encoder.of(store.open()), register)
+    gone = int(ImportedData.open(project.data_path).day(DAYS[1]).item_id.astype(np.int64)[0])
+    withdraw_items(project.data_path, Encoder.of(store.open()), [gone])
+    generation = store.open(run_night(project).generation)
+    found = read_item_vectors(project.data_path, generation, 1)
+    assert found is not None
+    assert found.item_ids.tolist() == [9_000_000, 9_000_001, 9_000_002]
+    encoder = Encoder.of(generation)
+    position = int(encoder.items.positions([gone])[0])
+    assert position >= 0
+    assert position not in generation.array("corpus.npy")
 
 
 def drop_days(project: Project, *days: str) -> None:

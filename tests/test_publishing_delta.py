@@ -216,6 +216,31 @@ def test_newer_rows_win_when_deltas_are_merged() -> None:
     assert merge_rows(older, nothing).user_ids.tolist() == [1, 4, 9]
 
 
+@pytest.mark.parametrize("seed", range(40))
+def test_merging_is_what_a_dictionary_does(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    prefix = "" if seed % 2 else "user "
+    sides = []
+    for number, size in enumerate(rng.integers(0, 25, 2)):
+        values = np.unique(rng.integers(0, 30 * 10 ** (seed % 3 * number), size))
+        ids = values if seed % 2 else np.unique([f"{prefix}{value}".encode() for value in values])
+        ids = ids if len(ids) else (np.zeros(0, np.int64) if seed % 2 else np.zeros(0, "S1"))
+        sides.append(rows_of([])._replace(user_ids=ids, user_embeddings=_rows(rng, len(ids))))
+    older, newer = sides
+    merged = merge_rows(older, newer).check("both")
+    expected = {
+        user: row.tolist()
+        for side in (older, newer)
+        for user, row in zip(side.user_ids.tolist(), side.user_embeddings, strict=True)
+    }
+    assert merged.user_ids.tolist() == sorted(expected)
+    assert merged.user_embeddings.tolist() == [expected[user] for user in sorted(expected)]
+
+
+def _rows(rng: np.random.Generator, size: int) -> np.ndarray:
+    return rng.normal(size=(size, 3)).astype(np.float32)
+
+
 def test_one_writer_at_a_time(base: Generation, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("twotower.publishing.delta._LOCK_TIMEOUT_S", 0.0)
 

@@ -5,7 +5,7 @@ Legend: `n` users, `m` items, `D` vector dimension (the popularity coordinate in
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -90,10 +90,21 @@ def _merge(
 ) -> tuple[IdArray, list[FloatArray]]:
     if len(older_ids) == 0 or len(newer_ids) == 0:
         return (newer_ids, newer) if len(newer_ids) else (older_ids, older)
-    stays = ~np.isin(older_ids, newer_ids)
-    ids = np.concatenate([older_ids[stays], newer_ids])
-    order = np.argsort(ids, kind="stable")
-    merged = [
-        np.concatenate([old[stays], new])[order] for old, new in zip(older, newer, strict=True)
-    ]
-    return ids[order], merged
+    place = np.searchsorted(older_ids, newer_ids)
+    is_known = older_ids[np.minimum(place, len(older_ids) - 1)] == newer_ids
+    stays = np.ones(len(older_ids), np.bool_)
+    stays[place[is_known]] = False
+    is_newer = np.zeros(len(older_ids) + np.count_nonzero(~is_known), np.bool_)
+    # behind the older ones below it, and the new ones before it
+    is_newer[place + np.cumsum(~is_known) - ~is_known] = True
+    merged = [_woven(is_newer, old[stays], new) for old, new in zip(older, newer, strict=True)]
+    return _woven(is_newer, older_ids[stays], newer_ids), merged
+
+
+def _woven(
+    is_newer: npt.NDArray[np.bool_], older: npt.NDArray[Any], newer: npt.NDArray[Any]
+) -> npt.NDArray[Any]:
+    """Return the rows of both, each side in its order, those of `newer` where `is_newer`."""
+    woven = np.empty((len(is_newer), *older.shape[1:]), np.result_type(older, newer))
+    woven[is_newer], woven[~is_newer] = newer, older
+    return woven
