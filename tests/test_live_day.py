@@ -17,10 +17,11 @@ import msgspec
 import pytest
 
 from collector_project import as_lines, free_port
-from runtime_project import RunningUp, is_alive, running_up
+from runtime_project import FakeClock, RunningUp, is_alive, running_up
 from serving_project import RunningServer, eventually
 from toy import FIRST_DAY, NUM_ITEMS, NUM_USERS, write_project
 from twotower.config import Project, load_project
+from twotower.data.days import day_limits_ms
 from twotower.data.event_log import open_event_log
 from twotower.data.events import Event
 from twotower.data.example_log import ExampleLog
@@ -29,8 +30,11 @@ from twotower.data.label_join.joiner import join_available
 from twotower.nightly import run_night
 from twotower.publishing.delta import read_deltas
 from twotower.publishing.store import ModelStore
+from twotower.runtime.night_run import NightRunner
 from twotower.runtime.nights import NightBook
 from twotower.runtime.observing import observe
+from twotower.runtime.processes import night_table
+from twotower.runtime.schedule import NightSchedule
 
 PATIENCE_S = 120.0
 PUBLISH_EVERY_S = 5.0
@@ -272,3 +276,63 @@ def check_everything_is_whole(day: Day) -> None:
     assert not state.is_up
     assert state.problems == {}
     assert msgspec.json.encode(state)
+
+
+def streamed_day(project: Project, day: str) -> None:
+    """A day of clicks in the event log, each received as it happened, and a few of the next day."""
+    start_ms = day_limits_ms(day, project.time_zone)[0]
+    with open_event_log(project.data_path, project.event_log) as log:
+        for number in range(305):
+            at_ms = start_ms + number * 86_400_000 // 300
+            shown = Event(
+                kind="impression",
+                event_id=f"i{number}",
+                user_id=f"u{number % NUM_USERS}",
+                item_id=(number * 7) % NUM_ITEMS,
+                event_time_ms=at_ms,
+            )
+            clicked = msgspec.structs.replace(
+                shown, kind="outcome", event_id=f"o{number}", outcome="click"
+            )
+            log.append([shown, clicked], at_ms)
+
+
+def join_until(project: Project, now_s: float) -> None:
+    with open_event_log(project.data_path, project.event_log) as log:
+        now_ms = round(now_s * 1000)
+        join_available(project.data_path, log, project.join, project.time_zone, now_ms)
+
+
+@pytest.mark.slow
+def test_a_streamed_day_is_trained_once_the_join_has_cut_it(tmp_path: Path) -> None:
+    day = (FIRST_DAY + timedelta(days=1)).date().isoformat()
+    toy = write_project(tmp_path, num_days=1, history=False)
+    with toy.path.open("a") as file:
+        file.write("[publishing.gates]\nmax_mean_cosine = 1.0\n[join]\nidle_after_s = 86400\n")
+    project = load_project(toy.path)
+    import_tables(project)
+    run_night(project, FIRST_TRAINED)
+    streamed_day(project, day)
+    due = FakeClock((FIRST_DAY + timedelta(days=2, hours=3)).timestamp())
+    runner = NightRunner(
+        project.data_path,
+        project.runtime,
+        NightSchedule("03:00", "UTC"),
+        lambda night: night_table(project, night)[:1],
+        due.clock,
+    )
+    runner.look()
+    assert runner.state().waits_for == day
+    assert runner.state().running is None, "a day that is not complete was trained"
+    join_until(project, due.now_s)
+    due.move(10.0)
+    runner.look()
+    assert runner.state().running == "full"
+    eventually(lambda: runner.look() and runner.state().running is None, PATIENCE_S)
+    (night,) = NightBook(project.data_path).all()
+    assert (night.day, night.outcome) == (day, "live")
+    window = ModelStore(project.data_path).open().manifest.window
+    assert window.example_offset == ExampleLog.open(project.data_path).cuts[day] == 300
+    base = ModelStore(project.data_path).open()
+    (catch_up,) = read_deltas(project.data_path, base)
+    assert catch_up.manifest.span.first_offset == window.example_offset
