@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from stored_events import key_of, store, without_repeats
 from test_data_label_join import ZONE, as_tuples
 from twotower.data.event_log import EventLog, open_event_log
 from twotower.data.example_log import ExampleLog, ExampleManifest
+from twotower.data.example_log.manifest import FORMAT_VERSION
 from twotower.data.example_log.writer import forget_examples
 from twotower.data.label_join.joiner import follow, join_available, open_joiner
 from twotower.data.label_join.settings import JoinSettings
@@ -206,3 +208,17 @@ def test_an_altered_state_is_refused(tmp_path: Path, log: list[LogEvent]) -> Non
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     with pytest.raises(CorruptArtifact, match="checksum"):
         join(tmp_path, None)
+
+
+@pytest.mark.parametrize("name", [f"examples-{FORMAT_VERSION}"])
+def test_what_an_earlier_version_joined_is_read_and_gone_on_with(
+    tmp_path: Path, repository: Path, name: str
+) -> None:
+    golden = repository / "tests" / "golden" / name
+    data_path = shutil.copytree(golden, tmp_path / "data")
+    before = ExampleLog.open(data_path)
+    assert (before.event_offset, before.end > 0) == (100, True)
+    join(data_path, None)
+    found = ExampleLog.open(data_path)
+    rows = [str(row) for row in as_tuples(found.read(0, found.end))]
+    assert rows == msgspec.json.decode((golden / "rows.json").read_bytes())
