@@ -213,6 +213,17 @@ def test_the_state_is_bounded_by_time() -> None:
     assert half.num_undecided < 700
 
 
+def test_a_longer_window_takes_nothing_from_what_was_emitted() -> None:
+    """Settings hold from the next event on: the impression is out, so its click is one more."""
+    log = [event(0, "impression", 0), event(1, "candidate", 700), event(2, "outcome", 5)]
+    first = join_batch(JoinState.empty(), as_columns(log[:2]), SETTINGS, ZONE, None)
+    assert as_tuples(first.examples)[0][4:6] == ("impression", False)
+    longer = msgspec.structs.replace(SETTINGS, window_s=3000.0, remember_s=7200.0)
+    later = as_columns(log[2:])
+    second = join_batch(first.state, later, longer, ZONE, START_MS + 9_000_000)
+    assert [row[4] for row in as_tuples(second.examples)] == ["late_positive", "candidate"]
+
+
 def test_ids_of_another_kind_are_refused() -> None:
     log = random_log(1, 20)
     _, state = join_in_batches(log, SETTINGS, ZONE, None, [])

@@ -167,7 +167,8 @@ def _settle(
     is_first &= ~shown.rows.is_positive[impression]
     due_ms = shown.rows.time_ms[impression] + limits.window_ms
     emitted = np.maximum(shown.entered[impression], steps.first(due_ms))
-    emitted[(shown.entered[impression] < 0) & (due_ms <= state.clock.reached_ms)] = -1
+    is_waiting = np.isin(shown.rows.offset[impression], state.waiting.offset)
+    emitted[(shown.entered[impression] < 0) & ~is_waiting] = -1
     is_label = (credited.step[found] <= emitted) & (outcomes.time_ms[found] <= due_ms)
     flags = np.zeros((3, len(outcomes.offset)), np.bool_)
     flags[:, found] = is_first & is_label, is_first & ~is_label, ~is_first
