@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from stream_event_log import event_log
+from stream_increment import increment
 from stream_join import label_join
 from stream_tfrecord import tfrecord
 
@@ -32,6 +33,7 @@ Figures = Mapping[str, float | str | None]
 
 PARTS: Final[dict[str, Callable[[Path], Figures]]] = {
     "event_log": event_log,
+    "increment": increment,
     "label_join": label_join,
     "tfrecord": tfrecord,
 }

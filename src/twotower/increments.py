@@ -116,7 +116,7 @@ class Increments:
         self._clock = clock
         self._next_publish_s = clock() + project.increment.publish_every_s
         self.log = ExampleLog.open(project.data_path)
-        first = _first_offset(generation, self.log)
+        first = generation.manifest.window.example_offset
         begun = begin_update(project, generation, first_offset=first)
         folder = increments_folder(project.data_path, generation.name)
         journal = Journal(folder, _key(project, generation, first), _LEAST_WHOLE_BYTES)
@@ -210,15 +210,6 @@ class Increments:
             state.offset,
         )
         return delta
-
-
-def _first_offset(generation: Generation, log: ExampleLog) -> int:
-    """Return the first joined example that the generation has not learned from."""
-    window = generation.manifest.window
-    known = getattr(window, "example_offset", None)
-    if known is not None:
-        return int(known)
-    return log.cuts.get(window.through_day or "", log.begin)
 
 
 def _key(project: Project, generation: Generation, first_offset: int) -> str:

@@ -71,30 +71,36 @@ class _TiledListwise(torch.autograd.Function):
         rules: LogitRules,
         share: Tensor,
     ) -> Tensor:
-        """Compute the loss tile by tile and, as the tile is at hand, both gradients."""
+        """Compute the loss tile by tile and, as the tile is at hand, the gradients asked for."""
+        wants_items: bool = ctx.needs_input_grad[1]
         scaled = users / rules.temperature
         own = places[: len(users)]
         table = _weigh(scaled, vectors, places, columns, rules)
         log_total, user_gradient = torch.empty(len(users)), torch.empty_like(users)
         parts: list[Callable[[], Tensor]] = [
-            partial(_walk, table, scaled, share, rows, log_total, user_gradient)
+            partial(_walk, table, scaled, share, rows, log_total, user_gradient, wants_items)
             for rows in _split(len(users), num_lanes())
         ]
         first, *others = run_in_lanes(parts)
-        item_gradient = sum(others, start=first).mul_(table.weight[:, None])
+        item_gradient = sum(others, start=first)
         own_vectors = vectors[own]
         user_gradient.addcmul_(own_vectors, share[:, None], value=-1).div_(rules.temperature)
-        item_gradient.index_add_(0, own, scaled * -share[:, None])
+        if wants_items:
+            item_gradient = item_gradient.mul_(table.weight[:, None])
+            item_gradient.index_add_(0, own, scaled * -share[:, None])
         ctx.save_for_backward(user_gradient, item_gradient)
         positives = (scaled * own_vectors).sum(1) + table.own_log_weight
         return ((log_total - positives) * share).sum()
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
+    def backward(
+        ctx: Any, *gradients: Tensor
+    ) -> tuple[Tensor, Tensor | None, None, None, None, None]:
         """Hand out the gradients that `forward` computed."""
         user_gradient, item_gradient = ctx.saved_tensors
         (outer,) = gradients
-        return user_gradient * outer, item_gradient * outer, None, None, None, None
+        of_items = item_gradient * outer if ctx.needs_input_grad[1] else None
+        return user_gradient * outer, of_items, None, None, None, None
 
 
 class _Table(NamedTuple):
@@ -165,10 +171,14 @@ def _walk(
     rows: range,
     log_total: Tensor,
     user_gradient: Tensor,
+    wants_items: bool,
 ) -> Tensor:
-    """Fill the rows' log totals and softmax means; return their `[V, D]` for the items."""
+    """Fill the rows' log totals and softmax means; return their `[V, D]` for the items.
+
+    Where item vectors are constants nothing is computed for them, and zeros of no width returned.
+    """
     size = max(_MIN_TILE_ROWS, _TILE_LOGITS // len(table.weight))
-    item_gradient = torch.zeros_like(table.weighted)
+    item_gradient = torch.zeros_like(table.weighted if wants_items else table.weighted[:, :0])
     buffer = torch.empty(min(size, len(rows)), len(table.weight))
     for start in range(rows.start, rows.stop, size):
         tile = slice(start, min(start + size, rows.stop))
@@ -179,7 +189,8 @@ def _walk(
         torch.mm(mass, table.weighted, out=user_gradient[tile])
         scale = (share[tile] / total)[:, None]
         user_gradient[tile] *= scale
-        item_gradient.addmm_(mass.T, scaled[tile] * scale)
+        if wants_items:
+            item_gradient.addmm_(mass.T, scaled[tile] * scale)
     return item_gradient
 
 

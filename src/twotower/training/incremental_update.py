@@ -18,7 +18,7 @@ import torch
 
 from twotower.checkpoint import Checkpoint
 from twotower.data.example_log import JoinedExamples
-from twotower.data.ids import UNKNOWN_ROW, IdMap
+from twotower.data.ids import UNKNOWN_ROW
 from twotower.data.schema import IntArray
 from twotower.errors import ConfigError, LineageError
 from twotower.model.embedding_table import EmbeddingTable
@@ -30,6 +30,7 @@ from twotower.training.increment.item_vectors import encode_items, served_items,
 from twotower.training.increment.loss_watch import LossWatch
 from twotower.training.increment.notes import Noted, StreamNotes
 from twotower.training.increment.positives import Positives
+from twotower.training.increment.row_owners import RowOwners
 from twotower.training.increment.settings import IncrementSettings
 from twotower.training.settings import IdDropoutSettings, PassSettings, TrainingSettings
 from twotower.training.step import Stepper
@@ -106,6 +107,10 @@ class IncrementalUpdate:
             training, id_dropout=IdDropoutSettings(user=0.0, item=0.0, profile=0.0)
         )
         self._notes = StreamNotes(self.state, settings, training.admission, item_table)
+        self._user_owners, self._item_owners = (
+            RowOwners(self.state.users),
+            RowOwners(self.state.items),
+        )
         self._items: GrowingRows | None = None
         self._freeze()
         if settings.rows == "user":
@@ -152,6 +157,8 @@ class IncrementalUpdate:
     def note(self, positives: Positives) -> Noted:
         """Do what comes before learning: IDs, admission, histories, bounds, frequencies."""
         noted, state = self._notes.note(positives), self.state
+        self._user_owners.follow(noted.examples.user)
+        self._item_owners.follow(noted.examples.item)
         if self._items is not None:
             new = np.arange(len(self._items.values), len(state.items))
             self._items.append(encode_items(state, new))
@@ -163,17 +170,17 @@ class IncrementalUpdate:
     def take_delta_rows(self) -> DeltaRows:
         """Return what changed since this was called before: touched and admitted IDs."""
         state, tables = self.state, self.state.model.tables
-        users = _touched_positions(state.users, tables["user_id"])
+        users = self._user_owners.in_order(_touched(tables["user_id"]).since(Mark.DELTA))
         items = np.zeros(0, np.int64)
         if self._items is None:
-            items = _touched_positions(state.items, tables["item_id"])
+            items = self._item_owners.in_order(_touched(tables["item_id"]).since(Mark.DELTA))
         for name in ("user_id", "item_id"):
             _touched(tables[name]).set_mark(Mark.DELTA)
         return DeltaRows(
             user_ids=state.users.ids[users],
-            user_embeddings=tables["user_id"].weight.numpy()[state.users.rows[users]],
+            user_embeddings=_rows(tables["user_id"], state.users.rows[users]),
             item_ids=state.items.ids[items],
-            item_embeddings=tables["item_id"].weight.numpy()[state.items.rows[items]],
+            item_embeddings=_rows(tables["item_id"], state.items.rows[items]),
             item_vectors=with_popularity(
                 state, self._num_base_items, items, encode_items(state, items)
             ),
@@ -221,9 +228,5 @@ def _touched(table: EmbeddingTable) -> TouchedRows:
     return table.touched
 
 
-def _touched_positions(ids: IdMap, table: EmbeddingTable) -> IntArray:
-    """Return the IDs whose own rows were touched since the last delta, in the order of the IDs."""
-    is_touched = np.zeros(len(table), np.bool_)
-    is_touched[_touched(table).since(Mark.DELTA)] = True
-    is_touched[UNKNOWN_ROW] = False
-    return ids.order[is_touched[ids.rows[ids.order]]]
+def _rows(table: EmbeddingTable, rows: IntArray) -> FloatArray:
+    return np.asarray(table.weight.index_select(0, torch.from_numpy(rows)).numpy())
