@@ -13,6 +13,7 @@ import pytest
 
 from test_serving_retriever import publish_live
 from tiny_checkpoint import external_ids, tiny_checkpoint
+from twotower.checkpoint import Checkpoint
 from twotower.data.ids import Id, IdKind, decode_ids
 from twotower.errors import ConfigError, CorruptArtifact, DataError
 from twotower.failpoints import VARIABLE
@@ -193,6 +194,8 @@ def test_a_withdrawn_item_stays_out_of_later_generations(tmp_path: Path, kind: I
     live.publish(seed=1, kind=kind)
     assert set(before) - set(live.corpus()) == set(gone)
     assert live.generation.manifest.counts["corpus"] == len(before) - 2
+    kept = Checkpoint.load(live.generation.path / "checkpoint").corpus  # what a night goes on with
+    assert set(live.encoder.items.decode(kept)) == set(before)
     assert restore_items(live.path, live.encoder, [gone[0]]).number == 2
     live.publish(seed=2, kind=kind)
     assert set(before) - set(live.corpus()) == {gone[1]}

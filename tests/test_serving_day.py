@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,7 +31,7 @@ from twotower.publishing.day_items import (
     restore_items,
     withdraw_items,
 )
-from twotower.publishing.delta import Delta, DeltaSpan, delta_folder, write_delta
+from twotower.publishing.delta import Delta, DeltaSpan, delta_folder, read_deltas, write_delta
 from twotower.publishing.encoding import Encoder
 from twotower.publishing.generation import Generation
 from twotower.publishing.item_overlay import overlay_folder
@@ -170,6 +171,27 @@ def test_a_generation_that_is_swapped_in_meanwhile_stays(
 
     monkeypatch.setattr(day.follower.served.day, "advance", slow)
     assert day.looked().generation == name
+
+
+def test_deltas_that_were_dropped_meanwhile_are_gone_with_the_next_activation(day: Day) -> None:
+    """The generation was live, then another one, then it again, between two looks."""
+    for number in (1, 2):
+        publish_delta(day.store, day.name, number)
+    assert day.looked().delta == 2
+    name = publish_marked(day.store, 2)
+    day.store.activate(name, force=True)
+    day.store.roll_back()
+    day.follower.tick()
+    assert day.served[-1] == (3, 2, None)  # still there
+    shutil.rmtree(delta_folder(day.path, day.name))
+    day.store.activate(name, force=True)
+    day.store.roll_back()
+    publish_delta(day.store, day.name, 1, USERS[:1])
+    day.follower.tick()
+    assert day.served[-1] == (5, 1, None)
+    fresh = Retriever.open(day.path).with_deltas(read_deltas(day.path, day.base))
+    for user in USERS:
+        assert day.looked().retrieve(user, 5).candidates == fresh.retrieve(user, 5).candidates
 
 
 @pytest.mark.parametrize("member", ["user_embeddings.npy", "manifest.json", "item_vectors.npy"])

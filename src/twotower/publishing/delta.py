@@ -49,6 +49,7 @@ __all__ = [
     "DeltaMark",
     "DeltaSpan",
     "delta_folder",
+    "has_delta",
     "list_deltas",
     "newest_delta",
     "read_deltas",
@@ -214,6 +215,16 @@ def newest_delta(data_path: Path, generation: str) -> DeltaManifest | None:
     """
     paths = list_deltas(data_path, generation)
     return _read_manifest(paths[-1])[0] if paths else None
+
+
+def has_delta(data_path: Path, generation: str, mark: DeltaMark) -> bool:
+    """Return whether that very delta lies over a generation: deltas may have begun anew.
+
+    Raises:
+        CorruptArtifact: what lies in its place is damaged.
+    """
+    path = delta_folder(data_path, generation) / _name(mark.sequence)
+    return path.is_dir() and _read_manifest(path)[1] == mark.digest
 
 
 def write_delta(

@@ -16,7 +16,7 @@ from typing import Final, Literal, Protocol
 from twotower.data.event_log import EventLog, has_event_log, open_event_log
 from twotower.errors import CorruptArtifact, LineageError, TwoTowerError
 from twotower.publishing.day_items import item_vectors
-from twotower.publishing.delta import read_deltas
+from twotower.publishing.delta import has_delta, read_deltas
 from twotower.publishing.item_register import (
     Fingerprint,
     ItemRegister,
@@ -114,6 +114,16 @@ class DayFollower:
             if newer is retriever:
                 return retriever
             retriever = newer
+
+    def begin_again(self, retriever: Retriever) -> Retriever:
+        """Return a retriever for another activation of the same generation, brought up to date.
+
+        Its deltas may have been dropped while another generation was live, and have begun anew.
+        """
+        mark = retriever.overlay.delta
+        if mark and not has_delta(self._data_path, retriever.generation, mark):
+            retriever = retriever.without_deltas()
+        return self.advance(retriever)
 
     def advance(self, retriever: Retriever) -> Retriever:
         """Return a retriever with what came since, at most some thousand events of the log."""

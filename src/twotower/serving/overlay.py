@@ -81,6 +81,10 @@ class Overlay:
             return self
         return replace(self, rows=rows, delta=last, newest_event_time_ms=newest_ms)._searchable()
 
+    def without_deltas(self) -> Overlay:
+        """Return the overlay with the items of the day alone."""
+        return Overlay.bare(self.base).after_items(self.items)
+
     def after_rows(self, rows: DeltaRows, newest_event_time_ms: int) -> Overlay:
         """Return the overlay with the rows of a next delta that was never written to a file.
 

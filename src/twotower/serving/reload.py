@@ -214,7 +214,8 @@ class Follower:
         """Go on with the generation that is served, under another activation."""
         with self._swapping:
             assert self.served is not None
-            self.served = served = self.served._replace(activation=live)
+            retriever = self.served.day.begin_again(self.served.retriever)
+            self.served = served = self.served._replace(activation=live, retriever=retriever)
         self._took_over(served)
 
     def _took_over(self, served: Served) -> None:

@@ -237,7 +237,7 @@ def _encode(served: Served, request: RetrieveRequest, found: Found, request_id: 
     ]
     if request.display:
         for candidate, position in zip(candidates, found.positions.tolist(), strict=True):
-            candidate["display"] = orjson.Fragment(retriever.display_json(position))
+            candidate["display"] = orjson.Fragment(retriever.shown.display_json(position))
     answer = {
         "generation": served.activation.generation,
         "sequence": served.activation.sequence,

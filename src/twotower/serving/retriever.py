@@ -11,9 +11,7 @@ import copy
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -31,6 +29,7 @@ from twotower.serving.answer import Answer, Candidate, Found, RecentClick
 from twotower.serving.day_items import DayItems
 from twotower.serving.known_items import KnownItems
 from twotower.serving.overlay import OpenedGeneration, Overlay
+from twotower.serving.shown_items import ShownItems
 from twotower.serving.user_state import MAX_EVENTS, NO_ACTIONS, UserActions, UserEvents
 
 __all__ = ["Answer", "Candidate", "Found", "RecentClick", "Retriever"]
@@ -68,6 +67,8 @@ class Retriever:
         self.user_state: UserEvents | None = None
         """What users did since the cut; None: only what the generation knows counts."""
         self._items = KnownItems(encoder.items)
+        self.shown = ShownItems(self._items, self.overlay)
+        """What `find` found, for people."""
 
     @property
     def index(self) -> VectorIndex:
@@ -127,6 +128,10 @@ class Retriever:
         """
         return self._with(self.overlay.after(deltas), self.user_state)
 
+    def without_deltas(self) -> Retriever:
+        """Return a retriever that answers from the generation's own rows."""
+        return self._with(self.overlay.without_deltas(), self.user_state)
+
     def with_rows(self, rows: DeltaRows, newest_event_time_ms: int = 0) -> Retriever:
         """Return a retriever that also answers from rows which were never written to a file.
 
@@ -154,6 +159,7 @@ class Retriever:
         after.overlay, after.user_state = overlay, state
         strange = None if state is None else state.strange
         after._items = KnownItems(self.encoder.items, overlay.added, strange)
+        after.shown = ShownItems(after._items, overlay)
         return after
 
     def new_user_state(
@@ -212,8 +218,8 @@ class Retriever:
             items_number=self.items_number,
             user_state_offset=self.user_state_offset,
             degraded=found.degraded,
-            candidates=self._candidates(found.positions, found.scores),
-            recent=self._clicks(found.clicks[::-1]),
+            candidates=self.shown.candidates(found.positions, found.scores),
+            recent=self.shown.clicks(found.clicks[::-1]),
         )
 
     def find(
@@ -280,30 +286,3 @@ class Retriever:
     def decode_items(self, numbers: IntArray) -> list[Id]:
         """Return the log's IDs of what `find` found."""
         return self._items.decode(numbers)
-
-    def display_json(self, number: int) -> bytes:
-        """Return the display fields of an item as JSON text."""
-        if number < len(self.encoder.items):
-            return self.overlay.base.display.json_at(number)
-        return self.overlay.items.display_json(self._items.decode(np.array([number]))[0])
-
-    def _candidates(self, found: IntArray, scores: npt.NDArray[np.float32]) -> list[Candidate]:
-        return [
-            Candidate(item_id, float(score), rank, self._fields(number))
-            for rank, (item_id, score, number) in enumerate(
-                zip(self._items.decode(found), scores, found.tolist(), strict=True), start=1
-            )
-        ]
-
-    def _clicks(self, numbers: IntArray) -> list[RecentClick]:
-        is_withdrawn = np.isin(numbers, self._items.positions_of(self.overlay.items.withdrawn))
-        numbers = numbers[~is_withdrawn]
-        ids = self._items.decode(numbers)
-        return [
-            RecentClick(item_id, self._fields(number))
-            for item_id, number in zip(ids, numbers.tolist(), strict=True)
-        ]
-
-    def _fields(self, number: int) -> dict[str, Any]:
-        fields: dict[str, Any] = msgspec.json.decode(self.display_json(number))
-        return fields
