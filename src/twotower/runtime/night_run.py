@@ -189,8 +189,11 @@ class NightRunner:
         record = self._record
         if code is not None and record is not None:
             self._process, self._steps = None, []
-            if record.outcome == "running":
-                self._judge_stopped(record, code)
+            try:
+                if record.outcome == "running":
+                    self._judge_stopped(record, code)
+            except OSError as error:  # its record says that it runs: the next start corrects it
+                _LOGGER.error("night_not_recorded error=%r", str(error))
         return self._process is None
 
     def _judge_stopped(self, record: NightRecord, code: int) -> None:
@@ -198,6 +201,6 @@ class NightRunner:
         if code >= 0:
             self._judge(record, code)
             return
+        _LOGGER.info("night_interrupted day=%s exit=%s", record.day, describe_exit(code))
         interrupted = record.changed(outcome="interrupted", attempts=record.attempts - 1)
         self._book.write(interrupted.changed(ended_at_ms=self._clock.now_ms()))
-        _LOGGER.info("night_interrupted day=%s exit=%s", record.day, describe_exit(code))
