@@ -32,6 +32,7 @@ from replay_orders import ORDERS, score_orders
 from twotower.config import Project
 from twotower.data.days import ImportedData
 from twotower.data.importing import import_tables
+from twotower.data.schema import BoolArray
 from twotower.increments import begin_update
 from twotower.metrics import bootstrap_interval, paired_bootstrap
 from twotower.nightly import run_night
@@ -59,8 +60,13 @@ class Bench:
             import_tables(project)
         self.replayed = ReplayedLog(ImportedData.open(project.data_path))
         self.stream = open_stream(self.replayed, log.first, log.last, project.model.history_length)
-        chosen = np.random.default_rng(0).random(len(self.replayed.users)) < share
-        self.is_asked = chosen[self.stream.questions.user]
+        self.is_asked = self.asks(self.stream)
+
+    def asks(self, stream: LiveStream) -> BoolArray:
+        """Return which questions of a stream are asked: those of the chosen users."""
+        chosen = np.random.default_rng(0).random(len(self.replayed.users)) < self.share
+        asked: BoolArray = chosen[stream.questions.user]
+        return asked
 
     def lineage(self, variant: str, seed: int) -> tuple[Project, list[Generation]]:
         """Return a lineage's project and its generations, the base first; train what is missing."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from replay_logs import score
+from twotower.data.schema import BoolArray
 from twotower.metrics import paired_bootstrap
 from twotower.nightly import run_night
 from twotower.publishing.store import ModelStore
@@ -15,7 +16,7 @@ from twotower.replay.comparison import describe
 from twotower.replay.live import LiveScores, replay_live
 from twotower.replay.staging import copy_base
 from twotower.replay.strategies import Strategy
-from twotower.replay.stream import open_stream
+from twotower.replay.stream import LiveStream, open_stream
 
 if TYPE_CHECKING:
     from bench_replay import Bench
@@ -33,11 +34,11 @@ def score_orders(bench: Bench, seeds: tuple[int, ...]) -> dict[str, Any]:
     scored = days[days.index(trained) + 1]
     length = bench.log.project.model.history_length
     stream = open_stream(bench.replayed, scored, scored, length)
-    users = stream.questions.user
+    is_asked = bench.asks(stream)
     hits = {
-        order: [_hits(bench, order, seed, trained, stream) for seed in seeds] for order in ORDERS
+        order: [_hits(bench, order, seed, stream, is_asked) for seed in seeds] for order in ORDERS
     }
-    asked = users[stream.questions.is_scored]
+    asked = stream.questions.user[stream.questions.is_scored & is_asked]
     found: dict[str, Any] = {"trained": trained, "scored": scored}
     for order, by_seed in hits.items():
         less = paired_bootstrap(
@@ -53,15 +54,20 @@ def score_orders(bench: Bench, seeds: tuple[int, ...]) -> dict[str, Any]:
     return found
 
 
-def _hits(bench: Bench, order: str, seed: int, trained: str, stream: Any) -> Any:
-    path = bench.work / f"order-{order}-{seed}.npy"
+def _hits(
+    bench: Bench, order: str, seed: int, stream: LiveStream, is_asked: BoolArray
+) -> BoolArray:
+    path = bench.work / f"order-{order}-{seed}-{bench.share:g}.npy"
     if not path.exists():
-        scores = _scores(bench, order, seed, trained, stream)
-        np.save(path, scores.rank < 50)
-    return np.load(path)
+        np.save(path, _scores(bench, order, seed, stream, is_asked).rank < 50)
+    hits: BoolArray = np.load(path)
+    return hits
 
 
-def _scores(bench: Bench, order: str, seed: int, trained: str, stream: Any) -> LiveScores:
+def _scores(
+    bench: Bench, order: str, seed: int, stream: LiveStream, is_asked: BoolArray
+) -> LiveScores:
+    trained = bench.log.ordered_day
     _, generations = bench.lineage("", seed)
     place = bench.stream.days.index(trained)
     folder: Path = bench.work / f"order-{order}-{seed}"
@@ -74,7 +80,7 @@ def _scores(bench: Bench, order: str, seed: int, trained: str, stream: Any) -> L
     if store.live() is None:
         copy_base(generations[place], store)
         run_night(project, trained)
-    return replay_live(bench.replayed, stream, [store.open()], FROZEN, _nobody)
+    return replay_live(bench.replayed, stream, [store.open()], FROZEN, _nobody, is_asked=is_asked)
 
 
 def _nobody(_: object) -> Any:

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import live
 import msgspec
 import numpy as np
 import score
@@ -94,12 +95,15 @@ def main() -> None:
     show_days(models)
     show_summary(models)
     show_segments(segments)
+    live_days = live.replay_live_days(project)
+    live.show_live_days(live_days, console)
     report = {
         **figures(models),
         "segments": segment_figures(segments),
         "train_examples_per_s": train_speed(manifests),
         "generations": [manifest["name"] for manifest in manifests],
         **index_figures(ModelStore(project.data_path).open()),
+        "replay": live.figures(live_days),
         "seconds": round(time.perf_counter() - began, 1),
     }
     show_users(project)
