@@ -23,11 +23,10 @@ from typing import Any, Final
 
 import msgspec
 import numpy as np
-import score
 from rich.console import Console
 from rich.table import Table
 
-from replay_logs import Configuration, Log, globo, kuairand
+from replay_logs import Configuration, Log, globo, kuairand, score
 from replay_orders import ORDERS, score_orders
 from twotower.config import Project
 from twotower.data.days import ImportedData

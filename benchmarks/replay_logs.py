@@ -135,6 +135,7 @@ def globo(data: Path) -> Log:
             "cosine": {
                 "model": {"popularity": {"weight": 0.0}},
                 "training": {"negatives": {"correction": "mixture"}},
+                "publishing": {"gates": {"max_coverage_loss": 1.0}},
             },
         },
         first="2017-10-05",

@@ -81,7 +81,7 @@ def test_the_stream_is_in_order_and_every_click_is_a_question(
     log: ReplayedLog, stream: LiveStream
 ) -> None:
     assert (np.diff(stream.event_time_ms) >= 0).all()
-    assert len(stream) == sum(len(log.events(day)) for day in (FIRST, LAST))
+    assert len(stream.event_id) == sum(len(log.events(day)) for day in (FIRST, LAST))
     asked = stream.questions
     np.testing.assert_array_equal(asked.event, np.flatnonzero(stream.is_positive))
     with pytest.raises(DataError, match="at least one before them"):

@@ -60,6 +60,8 @@ def figures(report: ReplayReport) -> dict[str, Any]:
         "publish_every_s": REQUEST.publish_every_s[0],
         "freshness_s": both.freshness_s,
         "deltas_published": both.deltas_published,
+        "answers_checked": report.answers_checked,
+        "answers_differing": report.answers_differing,
         "over_time": {
             "bucket_starts_ms": report.bucket_starts_ms,
             "recall_at_50": report.recall_at_50_over_time,

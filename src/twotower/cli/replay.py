@@ -88,6 +88,11 @@ def replay(
 def print_replay(report: ReplayReport, console: Console) -> None:
     """Print the table of a replay and recall over time."""
     console.print(replay_table(report))
+    if report.answers_checked:
+        console.print(
+            f"{report.answers_checked:,} of these clicks were put to the retriever too: "
+            f"{report.answers_differing} of its answers had the item elsewhere."
+        )
     _print_over_time(report, console)
 
 

@@ -84,15 +84,15 @@ def moments(stream: LiveStream, strategy: Strategy) -> list[Moment]:
 def stream_examples(log: ReplayedLog, stream: LiveStream) -> JoinedExamples:
     """Return the examples that the label join makes of the stream, without running it."""
     return JoinedExamples(
-        offset=np.arange(len(stream), dtype=np.int64),
+        offset=np.arange(len(stream.event_id), dtype=np.int64),
         event_key=stream.event_id,
         user_id=log.users.ids[stream.user],
         item_id=log.items.ids[stream.item],
         event_time_ms=stream.event_time_ms,
-        kind=np.full(len(stream), IMPRESSION, np.uint8),
+        kind=np.full(len(stream.event_id), IMPRESSION, np.uint8),
         is_positive=stream.is_positive,
-        weight=np.ones(len(stream), np.float32),
-        stage=np.zeros(len(stream), "S1"),
+        weight=np.ones(len(stream.event_id), np.float32),
+        stage=np.zeros(len(stream.event_id), "S1"),
     )
 
 

@@ -1,15 +1,16 @@
 """The stream through the real files of every step, in simulated time.
 
 Events are stored in an event log, the label join makes TFRecord shards of them, increments learn
-from the shards, deltas are written, and a retriever that applied them and follows the log answers
-every click. The schedule is that of `live`: what `replay_live` does in memory must come out alike.
+from the shards, deltas are written and read back. Clicks are scored in batches by what is served,
+and a share of them is put to a retriever that applied the same deltas and follows the log: both
+must agree. The schedule is that of `live`: what `replay_live` does in memory comes out alike.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 import numpy as np
@@ -31,6 +32,7 @@ from twotower.publishing.store import ModelStore
 from twotower.replay.comparison import LIVE_KS
 from twotower.replay.live import LiveScores, Moment, moments
 from twotower.replay.nights import ReplayedLog
+from twotower.replay.served import ServedVectors
 from twotower.replay.strategies import Strategy
 from twotower.replay.stream import LiveStream
 from twotower.serving.retriever import Retriever
@@ -39,10 +41,20 @@ if TYPE_CHECKING:
     from twotower.serving.user_state import UserEvents
     from twotower.training.incremental_update import IncrementalUpdate
 
-__all__ = ["replay_pipeline"]
+__all__ = ["Played", "replay_pipeline"]
 
 _ALL: Final = 1 << 31
 _PLACES: Final = max(LIVE_KS)
+
+
+class Played(NamedTuple):
+    """What a replay through the files came to."""
+
+    scores: dict[str, LiveScores]
+    answers_checked: int
+    """Clicks that a retriever was asked about too, over all strategies."""
+    answers_differing: int
+    """Of these, where the clicked item stood more than one place from where the batch had it."""
 
 
 class _Line:
@@ -55,6 +67,7 @@ class _Line:
         self._project, self._folder, self.strategy = project, folder, strategy
         self.schedule: Mapping[int, Moment] = {moment.at_ms: moment for moment in schedule}
         self.retriever: Retriever
+        self.served: ServedVectors
         self.state: UserEvents
         self.base: Generation
         self.update: IncrementalUpdate | None = None
@@ -63,10 +76,11 @@ class _Line:
         self.freshness_s: list[npt.NDArray[np.float64]] = []
         self.deltas_published = 0
 
-    def activate(self, generation: Generation, first_offset: int) -> None:
+    def activate(self, generation: Generation, log: ReplayedLog, first_offset: int) -> None:
         """Serve another base; increments start again behind its cut."""
         self.base, self.last = generation, None
         self.retriever = Retriever(generation)
+        self.served = ServedVectors(generation, log)
         self.state = self.retriever.new_user_state(
             positive_outcomes=self._project.join.positive_outcomes
         )
@@ -90,6 +104,8 @@ class _Line:
         write_delta(self._folder, self.base, rows, span, now_ms=now_ms)
         deltas = [*read_deltas(self._folder, self.base, after=self.last)]
         self.retriever = self.retriever.with_deltas(deltas)
+        for delta in deltas:
+            self.served.apply(delta.rows, new_items=True)
         self.last = deltas[-1]
         self.deltas_published += 1
         self.freshness_s.append((now_ms - new.event_time_ms[new.is_positive]) / 1000)
@@ -102,12 +118,12 @@ def replay_pipeline(
     strategies: Mapping[str, Strategy],
     *,
     is_asked: BoolArray | None = None,
+    check_every: int = 20,
     progress: Progress = SILENT,
-) -> dict[str, LiveScores]:
-    """Score every click of the stream by what each strategy's retriever answers at its moment.
+) -> Played:
+    """Score every click of the stream by what each strategy serves at its moment.
 
-    All strategies share the event log, the label join and the nights; each has its deltas. An
-    answer has 50 places; what is not there gets the number of items as its rank.
+    All strategies share the event log, the label join and the nights; each has its deltas.
 
     Args:
         project: staged for this replay; its data folder is written to. See `stage_project`.
@@ -115,6 +131,8 @@ def replay_pipeline(
         stream: its live days.
         strategies: by name.
         is_asked: `bool[q]`, which questions are scored; all of those that can be if left out.
+        check_every: of so many clicks one is put to the retriever too, whose answers have 50
+            places.
         progress: told of every click.
 
     Raises:
@@ -123,10 +141,11 @@ def replay_pipeline(
     """
     asked = stream.questions.is_scored
     run = _Run(project, log, stream, strategies, asked if is_asked is None else asked & is_asked)
+    run.check_every = check_every
     with run.events:
         run.play(progress)
     part = np.flatnonzero(run.asked)
-    return {
+    scores = {
         name: LiveScores(
             part,
             np.concatenate(line.ranks),
@@ -135,10 +154,15 @@ def replay_pipeline(
         )
         for name, line in run.lines.items()
     }
+    return Played(scores, run.answers_checked, run.answers_differing)
 
 
 class _Run:
     """What the strategies of a replay share, moved from moment to moment."""
+
+    check_every = 1
+    answers_checked = 0
+    answers_differing = 0
 
     def __init__(
         self,
@@ -173,7 +197,10 @@ class _Run:
             questions = self._store_until(until_ms)
             new = self.events.read(offset, _ALL) if self.events.end() > offset else None
             for line in self.lines.values():
-                line.ranks.append(self._answer(line, questions, new))
+                ranks = line.served.ranks(self._stream.questions, questions)
+                line.ranks.append(ranks)
+                if new is not None:
+                    self._check(line, questions, ranks, new)
             progress.advance(len(questions) * len(self.lines))
         progress.end()
 
@@ -206,7 +233,7 @@ class _Run:
             if number == len(self._generations):
                 run_night(self._project, day)
                 self._generations.append(self._store.open())
-        line.activate(self._generations[number], first_offset)
+        line.activate(self._generations[number], self._log, first_offset)
         if self._given:
             line.state = line.state.extend(self.events.read(0, _ALL))
 
@@ -235,25 +262,22 @@ class _Run:
         portion = self._stream.event_time_ms[first:end] // span_ms
         return np.split(np.arange(first, end), np.flatnonzero(np.diff(portion)) + 1)
 
-    def _answer(self, line: _Line, questions: IntArray, new: EventColumns | None) -> IntArray:
-        """Return the ranks of some questions, each with what the log knew at an earlier time."""
-        ranks = np.full(len(questions), len(self._log.items), np.int64)
-        if new is None:
-            return ranks
+    def _check(self, line: _Line, questions: IntArray, ranks: IntArray, new: EventColumns) -> None:
+        """Ask the retriever about some questions, each with what the log held at its time."""
         asked, taken = self._stream.questions, 0
-        users = self._log.users.decode(asked.user[questions])
-        items = self._log.items.decode(asked.item[questions])
-        until = np.searchsorted(new.event_time_ms, asked.event_time_ms[questions])
-        for place, (user, item, end) in enumerate(zip(users, items, until.tolist(), strict=True)):
-            if end > taken:
-                line.state = line.state.extend(new.take(slice(taken, end)))
-                taken = end
+        rows = np.arange(-len(line.ranks) % self.check_every, len(questions), self.check_every)
+        users = self._log.users.decode(asked.user[questions[rows]])
+        items = self._log.items.decode(asked.item[questions[rows]])
+        until = np.searchsorted(new.event_time_ms, asked.event_time_ms[questions[rows]])
+        for row, user, item, end in zip(rows, users, items, until.tolist(), strict=True):
+            line.state = line.state.extend(new.take(slice(taken, end)))
+            taken = end
             retriever = line.retriever.with_user_state(line.state)
             found = retriever.decode_items(retriever.find(user, _PLACES).positions)
-            if item in found:
-                ranks[place] = found.index(item)
+            place = found.index(item) if item in found else _PLACES
+            self.answers_checked += 1
+            self.answers_differing += abs(place - min(int(ranks[row]), _PLACES)) > 1
         line.state = line.state.extend(new.take(slice(taken, None)))
-        return ranks
 
 
 def _events(log: ReplayedLog, stream: LiveStream, rows: IntArray, outcome: str) -> list[Event]:

@@ -46,6 +46,10 @@ class ReplayReport(msgspec.Struct, frozen=True, kw_only=True):
     clicks_seen_before: int
     """Left out."""
     strategies: dict[str, StrategyReport]
+    answers_checked: int
+    """Clicks that a retriever was asked about too."""
+    answers_differing: int
+    """Of these, where it had the item more than one place from where the batch had it."""
     bucket_s: float
     bucket_starts_ms: list[int]
     recall_at_50_over_time: dict[str, list[float | None]]
@@ -62,6 +66,8 @@ def report_of(
     reference: str,
     publish_every_s: Mapping[str, float],
     seconds: float,
+    answers_checked: int = 0,
+    answers_differing: int = 0,
     bucket_s: float = _BUCKET_S,
 ) -> ReplayReport:
     """Return the report of strategies that scored the same clicks.
@@ -84,6 +90,8 @@ def report_of(
             name: _strategy(compared[name], found, publish_every_s.get(name))
             for name, found in scores.items()
         },
+        answers_checked=answers_checked,
+        answers_differing=answers_differing,
         bucket_s=bucket_s,
         bucket_starts_ms=lines[reference][0],
         recall_at_50_over_time={

@@ -18,7 +18,7 @@ from twotower.publishing.store import ModelStore
 from twotower.replay.lists import hours_list, previous_day_list
 from twotower.replay.live import LiveScores
 from twotower.replay.nights import ReplayedLog
-from twotower.replay.pipeline import replay_pipeline
+from twotower.replay.pipeline import Played, replay_pipeline
 from twotower.replay.report import ReplayReport, report_of
 from twotower.replay.staging import stage_project
 from twotower.replay.strategies import STRATEGIES, Strategy
@@ -63,18 +63,20 @@ def run_replay(
     last = request.last or _last_day(log)
     stream = open_stream(log, request.first or last, last, project.model.history_length)
     strategies = _strategies(request)
-    scores: dict[str, LiveScores] = {}
+    played = Played({}, 0, 0)
     with tempfile.TemporaryDirectory(prefix="twotower-replay-") as folder:
         staged = stage_project(project, Path(folder), stream.days[0], progress=progress)
         base = ModelStore(staged.data_path).open().name
         if strategies:
-            scores = replay_pipeline(staged, log, stream, strategies, progress=progress)
-    scores |= _lists(request, log, stream)
+            played = replay_pipeline(staged, log, stream, strategies, progress=progress)
+    scores = played.scores | _lists(request, log, stream)
     return report_of(
         stream,
         scores,
         base=base,
         reference=next(iter(scores)),
+        answers_checked=played.answers_checked,
+        answers_differing=played.answers_differing,
         publish_every_s={name: strategy.publish_every_s for name, strategy in strategies.items()},
         seconds=time.perf_counter() - began,
     )

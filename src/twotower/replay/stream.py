@@ -51,7 +51,10 @@ class Questions(NamedTuple):
 
 
 class LiveStream(NamedTuple):
-    """`n` events of consecutive days in the order of time, over the numbering of the log."""
+    """`n` events of consecutive days in the order of time, over the numbering of the log.
+
+    Its length is that of `event_id`.
+    """
 
     days: tuple[str, ...]
     start_ms: int
@@ -64,9 +67,6 @@ class LiveStream(NamedTuple):
     event_time_ms: IntArray
     is_positive: BoolArray
     questions: Questions
-
-    def __len__(self) -> int:
-        return len(self.event_id)
 
 
 def open_stream(log: ReplayedLog, first: str, last: str, history_length: int) -> LiveStream:
