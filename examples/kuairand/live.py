@@ -41,9 +41,9 @@ def replay_live_days(project: Project) -> ReplayReport:
 def show_live_days(report: ReplayReport, console: Console) -> None:
     """Print what the strategies came to."""
     console.print(
-        "\nCould one do only increments? 6 to 8 May happen again: events are stored, joined and\n"
-        "learned from as they come, a delta is served every 30 minutes, and at night\n"
-        "a full update takes over. Each click is scored before anything learns from it:\n"
+        "\nCould one do only increments? 6 to 8 May happen again. Events are stored, joined\n"
+        "and learned from as they come, a delta is served every 30 minutes, and at night a\n"
+        "full update takes over. A click is scored before anything learns from it:\n"
     )
     print_replay(report, console)
 

@@ -16,7 +16,7 @@ __all__ = ["ReplayReport", "StrategyReport", "report_of"]
 _BUCKET_S = 3 * 3600.0
 
 
-class StrategyReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class StrategyReport(msgspec.Struct, frozen=True, kw_only=True):
     """One strategy over all scored clicks; `[low, high]` are 95 % intervals, users resampled."""
 
     recall_at_20: float
