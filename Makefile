@@ -87,6 +87,6 @@ bench-env: $(BENCH_INSTALLED) ## add to .venv what the benchmarks use
 	@$(BIN)/python -m pip list --disable-pip-version-check
 
 clean: ## remove caches, builds and the demo's output; .venv and your own data stay
-	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis demo-report.json
+	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis demo-report.json demo-recall.png
 	rm -rf examples/*/twotower-data examples/*/twotower-data-*
 	find src tests scripts examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -3,7 +3,7 @@
     make demo
 
 Two processes on two cores: this one trains the two-tower and shows it, another trains its variants.
-It writes `demo-report.json` in the folder that it is started from.
+It writes `demo-report.json` and `demo-recall.png` in the folder that it is started from.
 """
 
 from __future__ import annotations
@@ -97,6 +97,7 @@ def main() -> None:
     show_segments(segments)
     live_days = live.replay_live_days(project)
     live.show_live_days(live_days, console)
+    live.draw(live_days, project, Path("demo-recall.png"))
     report = {
         **figures(models),
         "segments": segment_figures(segments),
@@ -358,7 +359,7 @@ def show_next_steps(report: Mapping[str, Any]) -> None:
         f"on one thread; 100 items retrieved in {report['retrieve_p50_ms']:.2f} ms;\n"
         "ANN recall@100: "
         + ", ".join(f"{name} {value:.3f}" for name, value in report["ann_recall_at_100"].items())
-        + ". All figures are in demo-report.json."
+        + ".\nAll figures are in demo-report.json; demo-recall.png draws the live days."
     )
     console.print(
         "\nGo on with:\n"

@@ -24,7 +24,7 @@ from twotower.replay.plot import plot_recall
 from twotower.replay.report import ReplayReport
 from twotower.replay.run import ReplayRequest, run_replay
 
-__all__ = ["figures", "replay_live_days", "show_live_days"]
+__all__ = ["draw", "figures", "replay_live_days", "show_live_days"]
 
 FIRST, LAST = "2022-05-06", "2022-05-08"
 REQUEST: Final = ReplayRequest(
@@ -46,6 +46,18 @@ def show_live_days(report: ReplayReport, console: Console) -> None:
         "full update takes over. A click is scored before anything learns from it:\n"
     )
     print_replay(report, console)
+
+
+def draw(report: ReplayReport, project: Project, path: Path) -> None:
+    """Draw recall over the live days into a PNG file."""
+    plot_recall(
+        path,
+        report.bucket_starts_ms,
+        report.recall_at_50_over_time,
+        k=50,
+        time_zone=project.time_zone,
+        title="KuaiRand-Pure, live days",
+    )
 
 
 def figures(report: ReplayReport) -> dict[str, Any]:
@@ -87,14 +99,7 @@ def main() -> None:
         text = json.dumps(figures(report), indent=2) + "\n"
         arguments.json.write_text(text, encoding="utf-8")
     if arguments.plot:
-        plot_recall(
-            arguments.plot,
-            report.bucket_starts_ms,
-            report.recall_at_50_over_time,
-            k=50,
-            time_zone=project.time_zone,
-            title="KuaiRand-Pure, live days",
-        )
+        draw(report, project, arguments.plot)
 
 
 if __name__ == "__main__":
