@@ -309,7 +309,7 @@ def rewrite_manifest(path: Path, change: Callable[[dict[str, object]], None]) ->
 def test_a_newer_format_is_refused_with_one_clear_line(store: ModelStore) -> None:
     path = publish_small(store).path
     rewrite_manifest(path, lambda manifest: manifest.update(format_version=99, novelty=[1]))
-    with pytest.raises(CorruptArtifact, match="version 99, this twotower reads 1 to 2") as e:
+    with pytest.raises(CorruptArtifact, match=r"version 99, this twotower reads 1 to [0-9]+;") as e:
         store.open("g-000001")
     assert "\n" not in str(e.value)
 
