@@ -20,7 +20,9 @@ from twotower.errors import ConfigError, CorruptArtifact
 from twotower.nightly import run_night
 from twotower.publishing.retention import pins
 from twotower.publishing.store import ModelStore
+from twotower.serving.day import DayFollower, LogReader, NoCounts
 from twotower.serving.retriever import Retriever
+from twotower.serving.settings import ServingSettings
 
 GOLDEN = Path(__file__).parent / "golden"
 NAMES = sorted(folder.name for folder in GOLDEN.iterdir() if (folder / "expected.json").exists())
@@ -102,3 +104,21 @@ def test_a_newer_configuration_is_refused(folder: Path) -> None:
     config.write_text(config.read_text().replace("config_version = 1", "config_version = 1000"))
     with pytest.raises(ConfigError, match="upgrade twotower"):
         load_project(config)
+
+
+def test_deltas_and_items_of_the_day_are_served_as_they_were(tmp_path: Path) -> None:
+    day = GOLDEN / "day-1"
+    expected = msgspec.json.decode((day / "answers.json").read_bytes())
+    data_path = shutil.copytree(GOLDEN / expected["base"] / "data", tmp_path / "data")
+    for kind in ("deltas", "overlays"):
+        shutil.copytree(day / kind, data_path / kind)
+    written = {path: path.read_bytes() for path in (data_path / "overlays").rglob("*.*")}
+    follower = DayFollower(data_path, ServingSettings(), NoCounts(), LogReader(data_path, ()))
+    retriever = follower.catch_up(Retriever.open(data_path))
+    assert follower.problems == {}
+    assert (retriever.delta, retriever.items_number) == (2, expected["items_number"])
+    for user, answer in expected["answers"].items():
+        found = [(c.item_id, c.score) for c in retriever.retrieve(user, k=8).candidates]
+        assert [item for item, _ in found] == [item for item, _ in answer]
+        assert [score for _, score in found] == pytest.approx([s for _, s in answer], abs=1e-5)
+    assert {path: path.read_bytes() for path in written} == written  # read, not made anew
