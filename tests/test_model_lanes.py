@@ -22,7 +22,8 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def test_parts_run_at_once_and_their_results_keep_the_order() -> None:
+@pytest.mark.parametrize("is_recorded", [True, False])
+def test_parts_run_at_once_and_their_results_keep_the_order(is_recorded: bool) -> None:
     both = threading.Barrier(2)
 
     def part(number: int) -> tuple[int, str, int, bool]:
@@ -30,10 +31,11 @@ def test_parts_run_at_once_and_their_results_keep_the_order() -> None:
         name = threading.current_thread().name
         return number, name, torch.get_num_threads(), torch.is_grad_enabled()
 
-    found = run_in_lanes([partial(part, number) for number in range(2)])
+    with torch.set_grad_enabled(is_recorded):
+        found = run_in_lanes([partial(part, number) for number in range(2)])
     assert [number for number, *_ in found] == [0, 1]
     assert len({name for _, name, *_ in found}) == 2
-    assert all(rest == [1, False] for _, _, *rest in found)
+    assert all(rest == [1, is_recorded] for _, _, *rest in found)
     assert (torch.get_num_threads(), torch.is_grad_enabled()) == (2, True)
 
 
@@ -48,6 +50,7 @@ def test_many_threads_share_lanes() -> None:
     torch.set_num_threads(MAX_LANES * 2)
     assert num_lanes() == MAX_LANES
     assert set(run_in_lanes([torch.get_num_threads] * MAX_LANES)) == {2}
+    assert run_in_lanes([torch.get_num_threads] * 2) == [MAX_LANES, MAX_LANES]
 
 
 def test_an_error_of_a_part_is_raised() -> None:

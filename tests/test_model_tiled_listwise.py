@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from twotower.model import tiled_listwise as module
 from twotower.model.lanes import num_lanes
@@ -170,3 +171,25 @@ def test_the_same_threads_give_the_same_bits(threads: int) -> None:
     for _ in range(5):
         assert all(map(torch.equal, gradients(), first))
     assert num_lanes() == threads
+
+
+def test_its_memory_grows_with_the_batch_and_not_with_its_square() -> None:
+    largest: list[int] = []
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(
+            self, function: Any, types: Any, arguments: Any = (), named: Any = None
+        ) -> Any:
+            made = function(*arguments, **(named or {}))
+            if isinstance(made, Tensor):
+                largest.append(made.untyped_storage().nbytes())
+            return made
+
+    def largest_tensor(num_rows: int) -> int:
+        case = make_case(num_rows, 0, "a column", num_items=10 * num_rows)
+        largest.clear()
+        with Watch():
+            tiled_listwise(*case[:4], rules_of(), case.weight)
+        return max(largest)
+
+    assert largest_tensor(1024) <= 2.1 * largest_tensor(512) <= 2.1 * 512 * 16 * 4

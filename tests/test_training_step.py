@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import msgspec
+import numpy as np
 import pytest
+import torch
 
 from staged_log import DAYS, write_staged_project
 from toy_lineage import ToyLineage
-from twotower.training.settings import HardNegativeSettings
+from twotower.training.settings import HardNegativeSettings, TrainingSettings
 
 RECORDED = {
     "listwise": (7.354298, 6.935026, 6.943318),
@@ -26,13 +30,37 @@ def lineage(tmp_path_factory: pytest.TempPathFactory) -> ToyLineage:
     return ToyLineage(write_staged_project(tmp_path_factory.mktemp("staged"), history=True))
 
 
+@pytest.fixture(autouse=True)
+def _restore_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("loss", RECORDED)
-def test_the_losses_of_a_fixed_seed_are_the_recorded_ones(lineage: ToyLineage, loss: str) -> None:
-    hard = HardNegativeSettings(source="logged", share=0.1, weight=1.0, stages=("rank",))
-    negatives = msgspec.structs.replace(lineage.project.training.negatives, hard=hard)
-    training = msgspec.structs.replace(lineage.project.training, loss=loss, negatives=negatives)
+def test_the_losses_of_a_fixed_seed_are_the_recorded_ones(
+    lineage: ToyLineage, loss: str, threads: int
+) -> None:
+    training = settings(lineage, loss, threads)
     state, losses = lineage.base, []
     for day in DAYS:
         state = lineage.full(state, day, training)
         losses.append(state.meta.trained.loss)
     assert losses == pytest.approx(RECORDED[loss], rel=1e-4)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_same_threads_give_the_same_bits(lineage: ToyLineage, threads: int) -> None:
+    training = settings(lineage, "listwise", threads)
+    first, again = (lineage.full(lineage.base, DAYS[0], training).arrays() for _ in range(2))
+    for name, values in first.items():
+        np.testing.assert_array_equal(values, again[name], err_msg=name)
+
+
+def settings(lineage: ToyLineage, loss: str, threads: int) -> TrainingSettings:
+    hard = HardNegativeSettings(source="logged", share=0.1, weight=1.0, stages=("rank",))
+    negatives = msgspec.structs.replace(lineage.project.training.negatives, hard=hard)
+    return msgspec.structs.replace(
+        lineage.project.training, loss=loss, negatives=negatives, threads=threads
+    )

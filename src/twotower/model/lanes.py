@@ -32,13 +32,20 @@ def run_in_lanes(parts: Sequence[Callable[[], T]]) -> list[T]:
     """Run the parts at once and return their results in order; none may depend on another.
 
     The same parts and thread count give the same bits: which lane ran a part changes nothing.
-    Gradients are not recorded there.
+    Fewer parts than threads share them evenly. Gradients are recorded as they are outside.
     """
-    lanes = num_lanes()
-    if lanes == 1 or len(parts) == 1:
+    lanes = min(num_lanes(), len(parts))
+    if lanes == 1:
         return [part() for part in parts]
     executor = _running(lanes, torch.get_num_threads())
-    return [future.result() for future in [executor.submit(part) for part in parts]]
+    is_recorded = torch.is_grad_enabled()
+    futures = [executor.submit(_run, part, is_recorded) for part in parts]
+    return [future.result() for future in futures]
+
+
+def _run(part: Callable[[], T], is_recorded: bool) -> T:
+    with torch.set_grad_enabled(is_recorded):
+        return part()
 
 
 class _Lanes(NamedTuple):
@@ -64,7 +71,6 @@ def _start(lanes: int, threads: int) -> _Lanes:
     def begin() -> threading.Thread:
         torch.get_num_threads()  # else the first operation here would undo the setting
         torch.set_num_threads(max(1, threads // lanes))
-        torch.set_grad_enabled(False)
         all_started.wait()
         return threading.current_thread()
 

@@ -30,8 +30,8 @@ from twotower.model.negatives import columns_holding
 
 __all__ = ["tiled_listwise"]
 
-_TILE_LOGITS: Final = 2**18
-"""A megabyte of float32, which stays in the cache of a core."""
+_TILE_LOGITS: Final = 2**19
+"""Two megabytes of float32, which stay in the cache of a core."""
 _MIN_TILE_ROWS: Final = 16
 _MAX_EXPONENT: Final = 75.0
 """`exp` of it, summed over a batch, and its inverse are normal numbers of float32."""
@@ -120,8 +120,8 @@ class _Table(NamedTuple):
     """`int64[B]`, where each row's positive is."""
     own_log_weight: Tensor
     """`[B]`, log weight of the positive alone."""
-    own_log_factor: Tensor
-    """`[B]`, what makes of the weight of that column the positive's own."""
+    own_factor: Tensor
+    """`[B]`, what makes of that vector's weight the positive's own; a logarithm where shifted."""
     hit_rows: Tensor
     """`int64[h]`, ascending: rows with a column that is no negative of theirs; see `_find_hits`."""
     hit_places: Tensor
@@ -146,8 +146,8 @@ def _weigh(
     hit_rows, hit_places = _find_hits(columns, places, len(scaled))
     return _Table(
         vectors.T.contiguous(), vectors * weight[:, None], weight,
-        None if is_bounded else log_weight, highest, own, own_log_weight, own_log_factor,
-        hit_rows, hit_places,
+        None if is_bounded else log_weight, highest, own, own_log_weight,
+        own_log_factor.exp() if is_bounded else own_log_factor, hit_rows, hit_places,
     )  # fmt: skip
 
 
@@ -178,12 +178,14 @@ def _walk(
     Where item vectors are constants nothing is computed for them, and zeros of no width returned.
     """
     size = max(_MIN_TILE_ROWS, _TILE_LOGITS // len(table.weight))
+    tiles = [slice(n, min(n + size, rows.stop)) for n in range(rows.start, rows.stop, size)]
+    bounds = torch.tensor([rows.start, *(tile.stop for tile in tiles)])
+    hits = torch.searchsorted(table.hit_rows, bounds).tolist()
     item_gradient = torch.zeros_like(table.weighted if wants_items else table.weighted[:, :0])
     buffer = torch.empty(min(size, len(rows)), len(table.weight))
-    for start in range(rows.start, rows.stop, size):
-        tile = slice(start, min(start + size, rows.stop))
-        mass = buffer[: tile.stop - start]
-        shift = _fill_mass(mass, table, scaled, tile)
+    for tile, first, last in zip(tiles, hits, hits[1:], strict=False):
+        mass = buffer[: tile.stop - tile.start]
+        shift = _fill_mass(mass, table, scaled, tile, slice(first, last))
         total = torch.mv(mass, table.weight)
         log_total[tile] = total.log() + shift
         torch.mm(mass, table.weighted, out=user_gradient[tile])
@@ -194,21 +196,19 @@ def _walk(
     return item_gradient
 
 
-def _fill_mass(mass: Tensor, table: _Table, scaled: Tensor, tile: slice) -> Tensor:
+def _fill_mass(mass: Tensor, table: _Table, scaled: Tensor, tile: slice, hits: slice) -> Tensor:
     """Write `exp(logit - shift)` of a tile, but for the columns' weights; return the shift."""
-    rows, own = torch.arange(len(mass)), table.own[tile]
-    bounds = torch.tensor([tile.start, tile.stop])
-    first, last = torch.searchsorted(table.hit_rows, bounds).tolist()
-    hits = (table.hit_rows[first:last] - tile.start, table.hit_places[first:last])
+    own = (torch.arange(len(mass)), table.own[tile])
+    hit = (table.hit_rows[hits] - tile.start, table.hit_places[hits])
     torch.mm(scaled[tile], table.transposed, out=mass)
     if table.log_weight is None:
         mass.exp_()
-        mass[rows, own] *= table.own_log_factor[tile].exp()
-        mass[hits] = 0.0
+        mass[own] *= table.own_factor[tile]
+        mass[hit] = 0.0
         return table.highest
     mass.add_(table.log_weight)
-    mass[rows, own] += table.own_log_factor[tile]
-    mass[hits] = -torch.inf
+    mass[own] += table.own_factor[tile]
+    mass[hit] = -torch.inf
     highest = mass.amax(1)
     mass.sub_(highest[:, None]).exp_()
     return highest + table.highest

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from twotower.model.embedding_table import Lookup
+from twotower.model.lanes import run_in_lanes
 from twotower.model.logits import LogitRules, training_logits
 from twotower.model.losses import Loss, select_loss
 from twotower.model.row_negatives import row_negative_loss, select_row_loss
@@ -46,20 +49,38 @@ class Stepper:
 
     def step(self, batch: Batch, generator: torch.Generator) -> float:
         """Move what is not frozen, of rows those looked up; return the batch's loss."""
-        users, user_lookups = self._model.encode_users(
-            batch.user_rows, batch.user_features, batch.history
-        )
-        items, item_lookups = self._items(batch)
+        sides = run_in_lanes([partial(self._users, batch), partial(self._items, batch)])
+        # The two sides share no parameter, so each goes its way back by itself, too.
+        users, items = [
+            vectors.detach().requires_grad_(vectors.requires_grad) for vectors, _ in sides
+        ]
         loss = self._weighted_loss(users, items, batch, generator)
         loss = loss + self._row_negative_loss(users, items, batch)
-        if self._adam is not None:
-            self._adam.zero_grad()
         loss.backward()
         if self._adam is not None:
+            self._adam.zero_grad()
+        run_in_lanes(
+            [
+                partial(self._move_rows, vectors, lookups, gradient)
+                for (vectors, lookups), gradient in zip(
+                    sides, (users.grad, items.grad), strict=True
+                )
+            ]
+        )
+        if self._adam is not None:
             self._adam.step()
-        for lookup in [*user_lookups, *item_lookups]:
-            lookup.apply_gradient(self._table_learning_rate)
         return loss.item()
+
+    def _move_rows(self, vectors: Tensor, lookups: list[Lookup], gradient: Tensor | None) -> None:
+        """Take a side's gradient back through its tower, and move the rows that it looked up."""
+        if gradient is None:
+            return
+        vectors.backward(gradient)
+        for lookup in lookups:
+            lookup.apply_gradient(self._table_learning_rate)
+
+    def _users(self, batch: Batch) -> tuple[Tensor, list[Lookup]]:
+        return self._model.encode_users(batch.user_rows, batch.user_features, batch.history)
 
     def _items(self, batch: Batch) -> tuple[Tensor, list[Lookup]]:
         """Return the item vectors of a batch, those it brings or those of the tower."""
