@@ -59,12 +59,11 @@ class Stepper:
         loss.backward()
         if self._adam is not None:
             self._adam.zero_grad()
+        gradients = (users.grad, items.grad)
         run_in_lanes(
             [
-                partial(self._move_rows, vectors, lookups, gradient)
-                for (vectors, lookups), gradient in zip(
-                    sides, (users.grad, items.grad), strict=True
-                )
+                partial(self._move_rows, *side, back)
+                for side, back in zip(sides, gradients, strict=True)
             ]
         )
         if self._adam is not None:
