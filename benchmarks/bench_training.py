@@ -80,7 +80,7 @@ def main() -> None:
     began = time.perf_counter()
     notes: dict[str, str] = {}
     rates = take_turns(arguments, notes)
-    figures = ratios(rates) | loss_figures()
+    figures = ratios(rates) | loss_figures() | loader_figures(arguments.loader_rows)
     report = {
         **{name: float(f"{value:.6g}") for name, value in figures.items()},
         "not_measured": notes or None,
@@ -114,6 +114,7 @@ def parse() -> argparse.Namespace:
     )
     arguments = parser.parse_args()
     arguments.rounds = 5 if arguments.quick else 15
+    arguments.loader_rows = 2_000_000 if arguments.quick else 10_000_000
     return arguments
 
 
@@ -175,6 +176,14 @@ def loss_figures() -> dict[str, float]:
         "loss_extra_memory_8192_over_4096": memory[8_192] / memory[4_096],
         "plain_loss_extra_memory_mb": ask("memory", "plain", "4096"),
     }
+
+
+def loader_figures(num_rows: int) -> dict[str, float]:
+    """Return the loader's rates, in a fresh process."""
+    command = [sys.executable, str(FOLDER / "training_loader.py"), str(num_rows)]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    rates: dict[str, float] = json.loads(found.stdout)
+    return rates
 
 
 def show(report: dict[str, Any], figures: dict[str, float], notes: dict[str, str]) -> None:
