@@ -14,15 +14,13 @@ from typing import Final
 __all__ = ["PEER_PACKAGES", "environment_python"]
 
 PEER_PACKAGES: Final[dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
-    "tfrs": (
-        ("tensorflow-cpu>=2.19,<2.22", "tf-keras>=2.19,<2.22", "numpy", "absl-py"),
-        ("tensorflow-recommenders==0.7.7",),
-    ),
+    "tfrs": (("tensorflow-cpu>=2.19,<2.22", "absl-py"),
+             ("tf-keras>=2.19,<2.22", "tensorflow-recommenders==0.7.7")),
     "rechub": (("torch>=2.13,<2.14", "numpy", "pandas", "scikit-learn", "tqdm"),
                ("torch-rechub==0.9.0",)),
 }  # fmt: skip
-"""What pip installs, and then what it installs without what that asks for: TensorFlow
-Recommenders asks for a GPU build of TensorFlow."""
+"""What pip installs, and then what it installs without what that asks for: TF-Keras and TensorFlow
+Recommenders ask for a second, larger build of TensorFlow."""
 
 
 def environment_python(name: str, folder: Path) -> Path:
