@@ -84,9 +84,10 @@ LAYERS: Final[dict[str, Layer]] = {
 
 ENGINES: Final[dict[str, tuple[str, ...]]] = {
     "apscheduler": ("runtime.schedule",),
-    "faiss": ("index.faiss_native",),
+    "faiss": ("index.faiss",),
     "fastapi": ("serving.app",),
     "google_crc32c": ("data.tfrecord.frames",),
+    "hnswlib": ("index.hnswlib",),
     "implicit": ("baselines",),
     "numba": ("data.tfrecord.compiled",),
     "onnx": ("model.export",),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +12,24 @@ from twotower.errors import ConfigError, CorruptArtifact, DataError
 from twotower.index import build_index, choose_engine, open_index
 from twotower.index.contract import IndexContract, random_items
 from twotower.index.exact import ExactIndex
-from twotower.index.faiss import FaissIndex
-from twotower.index.faiss_native import Hnsw, Ivf
+from twotower.index.faiss import Flat, Hnsw, Ivf, IvfFlat, IvfPq
+from twotower.index.frozen import FrozenIndex
+from twotower.index.hnswlib import Hnswlib
 from twotower.index.interface import FloatArray, IntArray, SearchResult, VectorIndex
+from twotower.index.native import NativeEngine
 from twotower.index.settings import IndexSettings
 from twotower.index.top_k import top_k
 from twotower.index.tuning import ann_recall, tune
 
 faiss = pytest.importorskip("faiss", reason="needs the extra 'serve'")
+
+
+def has(package: str) -> bool:
+    return find_spec(package) is not None
+
+
+INSTALLED: list[NativeEngine] = [Ivf(), IvfFlat(), IvfPq(), Hnsw()]
+INSTALLED += [Hnswlib()] if has("hnswlib") else []
 
 
 class TestExact(IndexContract):
@@ -28,25 +39,48 @@ class TestExact(IndexContract):
         return build_index("exact", ids, vectors, IndexSettings())
 
 
-class TestFaissIvf(IndexContract):
+class Frozen(IndexContract):
+    """An engine at its greatest effort, however few the items."""
+
+    engine: NativeEngine
+
     def build(self, ids: IntArray, vectors: FloatArray) -> VectorIndex:
-        index = FaissIndex.build(Ivf(), ids, vectors, min_native_items=1)
+        index = FrozenIndex.build(self.engine, ids, vectors, min_native_items=1)
         index.effort = index.efforts()[-1]
         return index
 
 
-class TestFaissHnsw(IndexContract):
-    def build(self, ids: IntArray, vectors: FloatArray) -> VectorIndex:
-        index = FaissIndex.build(Hnsw(), ids, vectors, min_native_items=1)
-        index.effort = index.efforts()[-1]
-        return index
+class TestFaissFlat(Frozen):
+    min_ann_recall = 1.0
+    engine = Flat()
+
+
+class TestFaissIvf(Frozen):
+    engine = Ivf()
+
+
+class TestFaissIvfFlat(Frozen):
+    engine = IvfFlat()
+
+
+class TestFaissIvfPq(Frozen):
+    engine = IvfPq()
+
+
+class TestFaissHnsw(Frozen):
+    engine = Hnsw()
+
+
+@pytest.mark.skipif(not has("hnswlib"), reason="pip install 'twotower[hnswlib]'")
+class TestHnswlib(Frozen):
+    engine = Hnswlib()
 
 
 class TestFaissBelowItsLimit(IndexContract):
     min_ann_recall = 1.0
 
     def build(self, ids: IntArray, vectors: FloatArray) -> VectorIndex:
-        return FaissIndex.build(Ivf(), ids, vectors, min_native_items=2000)
+        return FrozenIndex.build(Ivf(), ids, vectors, min_native_items=2000)
 
 
 def _assert_equal(found: SearchResult, wanted: SearchResult) -> None:
@@ -110,7 +144,7 @@ def test_an_unknown_engine_on_disk_is_not_loaded(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("field", ["effort", "num_items", "dimensions"])
 def test_a_header_that_fits_no_longer_is_not_loaded(tmp_path: Path, field: str) -> None:
-    index = FaissIndex.build(Ivf(), *random_items(300), min_native_items=1)
+    index = FrozenIndex.build(Ivf(), *random_items(300), min_native_items=1)
     index.save(tmp_path / "index")
     header = tmp_path / "index" / "index.json"
     header.write_bytes(header.read_bytes().replace(f'"{field}":'.encode(), f'"{field}":0'.encode()))
@@ -119,7 +153,7 @@ def test_a_header_that_fits_no_longer_is_not_loaded(tmp_path: Path, field: str) 
 
 
 def test_a_native_index_of_another_metric_is_not_loaded(tmp_path: Path) -> None:
-    index = FaissIndex.build(Hnsw(), *random_items(300), min_native_items=1)
+    index = FrozenIndex.build(Hnsw(), *random_items(300), min_native_items=1)
     index.save(tmp_path / "index")
     other = faiss.IndexHNSWFlat(16, 32, faiss.METRIC_L2)
     other.add(random_items(300)[1])
@@ -128,11 +162,11 @@ def test_a_native_index_of_another_metric_is_not_loaded(tmp_path: Path) -> None:
         Hnsw().open(tmp_path / "other", mmap=False, shape=(300, 16))
 
 
-@pytest.mark.parametrize("engine", [Ivf(), Hnsw()])
-def test_tuning_sets_the_smallest_effort_that_reaches_the_target(engine: Ivf | Hnsw) -> None:
+@pytest.mark.parametrize("engine", INSTALLED, ids=lambda engine: engine.name)
+def test_tuning_sets_the_smallest_effort_that_reaches_the_target(engine: NativeEngine) -> None:
     ids, vectors = random_items(4000)
     queries = random_items(200, seed=1)[1]
-    index = FaissIndex.build(engine, ids, vectors)
+    index = FrozenIndex.build(engine, ids, vectors)
     tuning = tune(index, queries, 10, 0.9)
     assert tuning.reached
     assert index.effort == tuning.effort == tuning.measured[-1][0]
@@ -147,14 +181,14 @@ def test_the_chosen_effort_survives_saving(tmp_path: Path) -> None:
     index = build_index("faiss_ivf", *random_items(4000), settings, queries=queries, k=10)
     index.save(tmp_path / "index")
     opened = open_index(tmp_path / "index")
-    assert isinstance(index, FaissIndex)
-    assert isinstance(opened, FaissIndex)
+    assert isinstance(index, FrozenIndex)
+    assert isinstance(opened, FrozenIndex)
     assert opened.effort == index.effort < index.efforts()[-1]
     _assert_equal(opened.search(queries, 10), index.search(queries, 10))
 
 
 def test_tuning_says_when_the_target_was_not_reached() -> None:
-    index = FaissIndex.build(Ivf(), *random_items(2000), min_native_items=1)
+    index = FrozenIndex.build(Ivf(), *random_items(2000), min_native_items=1)
     tuning = tune(index, random_items(20, seed=1)[1], 10, 1.01)
     assert not tuning.reached
     assert index.effort == index.efforts()[-1]
@@ -174,28 +208,28 @@ def test_faiss_builds_are_repeatable_with_one_seed() -> None:
     queries = random_items(50, seed=1)[1]
     answers = []
     for seed in (1, 1, 2):
-        index = FaissIndex.build(Ivf(), ids, vectors, seed)
+        index = FrozenIndex.build(Ivf(), ids, vectors, seed)
         index.effort = 2
         answers.append(index.search(queries, 20))
     _assert_equal(answers[0], answers[1])
     assert (answers[0].ids != answers[2].ids).any()
 
 
-@pytest.mark.parametrize("engine", [Ivf(), Hnsw()])
-def test_answers_are_never_short_even_with_the_least_effort(engine: Ivf | Hnsw) -> None:
+@pytest.mark.parametrize("engine", INSTALLED, ids=lambda engine: engine.name)
+def test_answers_are_never_short_even_with_the_least_effort(engine: NativeEngine) -> None:
     ids, vectors = random_items(3000)
-    index = FaissIndex.build(engine, ids, vectors)
+    index = FrozenIndex.build(engine, ids, vectors)
     index.effort = 1
     for exclude in (None, [ids[:5], ids[5:900], ids[:2700]]):
         found = index.search(vectors[:3], 290, exclude)
         assert (found.ids >= 0).all()
 
 
-@pytest.mark.parametrize("engine", [Ivf(), Hnsw()])
-def test_a_filter_is_answered_with_more_effort(engine: Ivf | Hnsw) -> None:
+@pytest.mark.parametrize("engine", INSTALLED, ids=lambda engine: engine.name)
+def test_a_filter_is_answered_with_more_effort(engine: NativeEngine) -> None:
     ids, vectors = random_items(6000)
     queries = random_items(200, seed=1)[1]
-    index = FaissIndex.build(engine, ids, vectors)
+    index = FrozenIndex.build(engine, ids, vectors)
     unfiltered = tune(index, queries, 10, 0.9).ann_recall
     allowed = ids[:1200]
     exact = ExactIndex.build(ids, vectors).search(queries, 10, allowed=allowed)

@@ -20,9 +20,11 @@ from hypothesis.stateful import (
 
 from twotower.index import open_index
 from twotower.index.exact import ExactIndex
-from twotower.index.faiss import FaissIndex
-from twotower.index.faiss_native import Hnsw, Ivf, NativeEngine
+from twotower.index.faiss import Flat, Hnsw, Ivf, IvfFlat, IvfPq
+from twotower.index.frozen import FrozenIndex
+from twotower.index.hnswlib import Hnswlib
 from twotower.index.interface import FloatArray, IntArray, VectorIndex
+from twotower.index.native import NativeEngine
 
 pytest.importorskip("faiss", reason="needs the extra 'serve'")
 
@@ -46,7 +48,7 @@ class IndexMachine(RuleBasedStateMachine):
     def _built(self, ids: IntArray, vectors: FloatArray) -> VectorIndex:
         if self.engine is None:
             return ExactIndex.build(ids, vectors)
-        index = FaissIndex.build(self.engine, ids, vectors, min_native_items=1)
+        index = FrozenIndex.build(self.engine, ids, vectors, min_native_items=1)
         index.effort = 64
         return index
 
@@ -100,8 +102,17 @@ class IndexMachine(RuleBasedStateMachine):
             assert len(self.index) == len(self.model)
 
 
-@pytest.mark.parametrize("engine", [None, Ivf(), Hnsw()], ids=["exact", "faiss_ivf", "faiss_hnsw"])
-def test_random_operations(engine: NativeEngine | None) -> None:
+ENGINES: dict[str, NativeEngine | None] = {
+    "exact": None,
+    **{engine.name: engine for engine in (Flat(), Ivf(), IvfFlat(), IvfPq(), Hnsw(), Hnswlib())},
+}
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_random_operations(name: str) -> None:
+    engine = ENGINES[name]
+    if name == "hnswlib":
+        pytest.importorskip(name, reason="pip install 'twotower[hnswlib]'")
     machine: Any = type("Machine", (IndexMachine,), {"engine": engine})
     run_state_machine_as_test(
         machine,

@@ -1,18 +1,20 @@
 """One interface, one file per engine; numpy in, numpy out.
 
-An engine is added by one entry in `_BUILDERS`, one in `_OPENERS`, and passing `contract.py`.
+An engine is added by one file, one entry in `_NATIVE`, one in `settings.EngineName`, and passing
+`contract.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
 from twotower.errors import ConfigError, CorruptArtifact
 from twotower.index.exact import ExactIndex, open_exact
-from twotower.index.faiss import FaissIndex, open_faiss
-from twotower.index.faiss_native import Hnsw, Ivf
+from twotower.index.faiss import Flat, Hnsw, Ivf, IvfFlat, IvfPq
+from twotower.index.frozen import FrozenIndex, open_frozen
+from twotower.index.hnswlib import Hnswlib
 from twotower.index.interface import (
     FloatArray,
     IntArray,
@@ -20,8 +22,9 @@ from twotower.index.interface import (
     TunableIndex,
     VectorIndex,
 )
+from twotower.index.native import NativeEngine
 from twotower.index.settings import IndexSettings
-from twotower.index.storage import IndexHeader, read_header
+from twotower.index.storage import read_header
 from twotower.index.tuning import tune
 
 __all__ = [
@@ -33,16 +36,10 @@ __all__ = [
     "open_index",
 ]
 
-_BUILDERS: Final[Mapping[str, Callable[[IntArray, FloatArray, int], VectorIndex]]] = {
-    "exact": lambda ids, vectors, _: ExactIndex.build(ids, vectors),
-    "faiss_ivf": lambda ids, vectors, seed: FaissIndex.build(Ivf(), ids, vectors, seed),
-    "faiss_hnsw": lambda ids, vectors, seed: FaissIndex.build(Hnsw(), ids, vectors, seed),
+_NATIVE: Final[Mapping[str, NativeEngine]] = {
+    engine.name: engine for engine in (Flat(), Ivf(), IvfFlat(), IvfPq(), Hnsw(), Hnswlib())
 }
-_OPENERS: Final[Mapping[str, Callable[[Path, IndexHeader, bool], VectorIndex]]] = {
-    "exact": open_exact,
-    "faiss_ivf": lambda folder, header, mmap: open_faiss(Ivf(), folder, header, mmap),
-    "faiss_hnsw": lambda folder, header, mmap: open_faiss(Hnsw(), folder, header, mmap),
-}
+_ENGINES: Final = ("exact", *_NATIVE)
 
 
 def choose_engine(engine: str, num_items: int, settings: IndexSettings) -> str:
@@ -64,7 +61,7 @@ def build_index(
     """Return an index of items `ids[N]`, `vectors[N, D]`.
 
     Args:
-        engine: "auto", "exact", "faiss_ivf" or "faiss_hnsw".
+        engine: "auto", or one of `settings.EngineName`.
         queries: Real user vectors `float32[n, D]`, about 500: an approximate engine gets the
             smallest effort that reaches `settings.ann_recall_target` at `k` on them. Without any
             it keeps a generous one that nothing was measured with.
@@ -75,12 +72,14 @@ def build_index(
         MissingExtra: the engine's package is not installed.
     """
     name = choose_engine(engine, len(ids), settings)
-    if name not in _BUILDERS:
+    if name not in _ENGINES:
         raise ConfigError(
-            f"unknown index engine {engine!r}; known: auto, {', '.join(sorted(_BUILDERS))}"
+            f"unknown index engine {engine!r}; known: auto, {', '.join(sorted(_ENGINES))}"
         )
-    index = _BUILDERS[name](ids, vectors, seed)
-    if queries is not None and len(queries) and isinstance(index, TunableIndex):
+    if name == "exact":
+        return ExactIndex.build(ids, vectors)
+    index = FrozenIndex.build(_NATIVE[name], ids, vectors, seed)
+    if queries is not None and len(queries):
         tune(index, queries, k, settings.ann_recall_target)
     return index
 
@@ -94,9 +93,11 @@ def open_index(folder: Path, mmap: bool = True) -> VectorIndex:
         CorruptArtifact: the folder is foreign, altered, or of an engine this version lacks.
     """
     header = read_header(folder)
-    if header.engine not in _OPENERS:
+    if header.engine not in _ENGINES:
         raise CorruptArtifact(
             f"the index in {folder} was not loaded: unknown engine {header.engine!r}, "
-            f"known: {', '.join(sorted(_OPENERS))}"
+            f"known: {', '.join(sorted(_ENGINES))}"
         )
-    return _OPENERS[header.engine](folder, header, mmap)
+    if header.engine == "exact":
+        return open_exact(folder, header, mmap)
+    return open_frozen(_NATIVE[header.engine], folder, header, mmap)

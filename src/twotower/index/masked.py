@@ -10,7 +10,6 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from twotower.index.faiss_native import NativeEngine, NativeSearch, pack_bits
 from twotower.index.interface import (
     PADDING,
     BoolArray,
@@ -19,6 +18,7 @@ from twotower.index.interface import (
     SearchResult,
     check_ids,
 )
+from twotower.index.native import NativeEngine, NativeSearch
 from twotower.index.rows import VectorRows
 from twotower.index.top_k import TopK, best_of
 
@@ -79,7 +79,7 @@ class MaskedSearch(NamedTuple):
             depth=min(self.engine.depth(k), len(self.mask)),
             # A mask thins out every list and every neighbourhood alike.
             effort=int(np.ceil(self.effort / share)),
-            allowed_bits=None if num_allowed == len(self.mask) else pack_bits(self.mask),
+            mask=None if num_allowed == len(self.mask) else self.mask,
         )
         return self.engine.search(self.native, queries, how)
 

@@ -8,7 +8,16 @@ import msgspec
 
 __all__ = ["EngineName", "IndexSettings"]
 
-EngineName = Literal["auto", "exact", "faiss_ivf", "faiss_hnsw"]
+EngineName = Literal[
+    "auto",
+    "exact",
+    "faiss_flat",
+    "faiss_hnsw",
+    "faiss_ivf",
+    "faiss_ivf_flat",
+    "faiss_ivf_pq",
+    "hnswlib",
+]
 
 
 class IndexSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -1,0 +1,108 @@
+"""What an approximate engine must bring: a native index over rows, which only proposes candidates.
+
+`FrozenIndex` does the rest: labels, changes, filters, true scores, files.
+Legend: `M` items in the native index, `n` queries, `D` dimensions, `K` asked for.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from twotower.index.interface import PADDING, BoolArray, FloatArray, IntArray
+
+__all__ = ["NativeEngine", "NativeSearch", "doubling", "overfetched", "thinned"]
+
+
+class NativeSearch(NamedTuple):
+    """How one native search is done."""
+
+    depth: int
+    """Candidates wanted for every query."""
+    effort: int
+    mask: BoolArray | None
+    """`bool[M]`, which rows may be returned; None allows all."""
+
+
+class NativeEngine(ABC):
+    """A kind of index over rows 0 to M-1 of an array of vectors, by inner product."""
+
+    name: ClassVar[str]
+    file_name: ClassVar[str]
+    """Of the native file, or folder, among the files of a saved index."""
+    fewest_items: ClassVar[int] = 1
+    """That it can be built of."""
+
+    @abstractmethod
+    def build(self, vectors: FloatArray, seed: int) -> Any:
+        """Return the native index of `float32[M, D]`."""
+
+    @abstractmethod
+    def depth(self, k: int) -> int:
+        """Return how many candidates to have scored anew for the best `k`."""
+
+    @abstractmethod
+    def efforts(self, native: Any) -> Sequence[int]:
+        """Return the search efforts worth trying, ascending."""
+
+    @abstractmethod
+    def search(self, native: Any, queries: FloatArray, how: NativeSearch) -> IntArray:
+        """Return the candidates of each query as rows, `int64[n, C]`, -1 padding; any order.
+
+        Changes nothing, so that any number of threads may search.
+        """
+
+    @abstractmethod
+    def write(self, native: Any, path: Path) -> None:
+        """Write the native index to `path`.
+
+        Raises:
+            OSError: the disk is full, or may not be written.
+        """
+
+    @abstractmethod
+    def open(self, path: Path, mmap: bool, shape: tuple[int, int]) -> Any:
+        """Return a written index of `shape` M, D. Only for files whose checksums were verified.
+
+        Raises:
+            CorruptArtifact: it cannot be read, or is no inner-product index of `shape`.
+            MissingExtra: the engine's package is not installed.
+        """
+
+    def first_effort(self, native: Any) -> int:
+        """Return the effort of an index that nobody tuned: in the upper half of those to try."""
+        efforts = self.efforts(native)
+        return efforts[len(efforts) * 2 // 3]
+
+
+def doubling(first: int, last: int) -> Sequence[int]:
+    """Return powers of two times `first` below `last`, and `last`."""
+    powers = [first]
+    while powers[-1] * 2 < last:
+        powers.append(powers[-1] * 2)
+    return (*powers, last) if last > powers[-1] else tuple(powers)
+
+
+def overfetched(how: NativeSearch, num_rows: int) -> int:
+    """Return how many rows an engine that knows no masks must find to have `how.depth` allowed.
+
+    What a user has seen lies close to him, so all that is masked may come first; where much is
+    masked, twice the depth that a random mask would need.
+    """
+    if how.mask is None:
+        return how.depth
+    num_allowed = max(1, int(np.count_nonzero(how.mask)))
+    spread = 2 * math.ceil(how.depth * num_rows / num_allowed)
+    return min(num_rows, how.depth + num_rows - num_allowed, max(spread, 2 * how.depth))
+
+
+def thinned(rows: IntArray, how: NativeSearch) -> IntArray:
+    """Return candidates with -1 in the place of masked ones."""
+    if how.mask is None:
+        return rows
+    return np.where(how.mask[np.maximum(rows, 0)] & (rows >= 0), rows, PADDING)
