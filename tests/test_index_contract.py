@@ -16,6 +16,7 @@ from twotower.index.faiss import Flat, Hnsw, Ivf, IvfFlat, IvfPq
 from twotower.index.frozen import FrozenIndex
 from twotower.index.hnswlib import Hnswlib
 from twotower.index.interface import FloatArray, IntArray, SearchResult, VectorIndex
+from twotower.index.masked import MaskedSearch
 from twotower.index.native import NativeEngine
 from twotower.index.settings import IndexSettings
 from twotower.index.top_k import top_k
@@ -74,6 +75,13 @@ class TestFaissHnsw(Frozen):
 @pytest.mark.skipif(not has("hnswlib"), reason="pip install 'twotower[hnswlib]'")
 class TestHnswlib(Frozen):
     engine = Hnswlib()
+
+    def test_half_of_the_items_allowed_needs_no_scan(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        ids, vectors = random_items(3000)
+        index = self.build(ids, vectors)
+        monkeypatch.setattr(MaskedSearch, "_scan", None)
+        found = index.search(vectors[:9], 20, allowed=ids[:1500])
+        assert (found.ids >= 0).all()
 
 
 class TestFaissBelowItsLimit(IndexContract):
@@ -235,3 +243,10 @@ def test_a_filter_is_answered_with_more_effort(engine: NativeEngine) -> None:
     exact = ExactIndex.build(ids, vectors).search(queries, 10, allowed=allowed)
     filtered = ann_recall(index.search(queries, 10, allowed=allowed), exact)
     assert filtered >= unfiltered - 0.02
+
+
+@pytest.mark.skipif(not has("hnswlib"), reason="pip install 'twotower[hnswlib]'")
+def test_a_full_disk_is_noticed_by_hnswlib() -> None:
+    native = Hnswlib().build(random_items(2000)[1], 0)
+    with pytest.raises(OSError, match="wrote a part"):
+        Hnswlib().write(native, Path("/dev/full"))
