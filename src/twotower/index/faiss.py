@@ -87,10 +87,6 @@ class Flat(_Faiss):
         native.add(vectors)
         return native
 
-    def depth(self, k: int) -> int:
-        """See `NativeEngine.depth`."""
-        return k
-
     def efforts(self, native: Any) -> Sequence[int]:
         """See `NativeEngine.efforts`: there is but one."""
         return (1,)
@@ -108,6 +104,7 @@ class Ivf(_Faiss):
     """
 
     name = "faiss_ivf"
+    candidates = 2
 
     def codes(self, dimensions: int) -> str:
         """Return how a list keeps a vector, as Faiss's factory says it."""
@@ -126,10 +123,6 @@ class Ivf(_Faiss):
         native.add(vectors)
         return native
 
-    def depth(self, k: int) -> int:
-        """See `NativeEngine.depth`."""
-        return 2 * k
-
     def efforts(self, native: Any) -> Sequence[int]:
         """See `NativeEngine.efforts`: powers of two up to all lists."""
         return doubling(1, int(native.nlist))
@@ -147,14 +140,11 @@ class IvfFlat(Ivf):
     """
 
     name = "faiss_ivf_flat"
+    candidates = 1
 
     def codes(self, dimensions: int) -> str:
         """See `Ivf.codes`."""
         return "Flat"
-
-    def depth(self, k: int) -> int:
-        """See `NativeEngine.depth`."""
-        return k
 
 
 class IvfPq(Ivf):
@@ -166,14 +156,11 @@ class IvfPq(Ivf):
 
     name = "faiss_ivf_pq"
     fewest_items = 64  # 16 centroids a part
+    candidates = 10
 
     def codes(self, dimensions: int) -> str:
         """See `Ivf.codes`; as many parts as divide the dimensions, of two each where they do."""
         return f"PQ{dimensions // 2 if dimensions % 2 == 0 else dimensions}x4fs"
-
-    def depth(self, k: int) -> int:
-        """See `NativeEngine.depth`."""
-        return 10 * k
 
     def search(self, native: Any, queries: FloatArray, how: NativeSearch) -> IntArray:
         """See `NativeEngine.search`."""
@@ -198,10 +185,6 @@ class Hnsw(_Faiss):
         native.hnsw.rng = faiss.RandomGenerator(seed + 1)
         native.add(vectors)
         return native
-
-    def depth(self, k: int) -> int:
-        """See `NativeEngine.depth`; the graph holds whole vectors, so nothing is lost to codes."""
-        return k
 
     def efforts(self, native: Any) -> Sequence[int]:
         """See `NativeEngine.efforts`: doubling up to 1,024."""

@@ -44,10 +44,6 @@ class Hnswlib(NativeEngine):
         native.add_items(vectors, np.arange(len(vectors)))
         return native
 
-    def depth(self, k: int) -> int:
-        """See `NativeEngine.depth`; the graph holds whole vectors."""
-        return k
-
     def efforts(self, native: Any) -> Sequence[int]:
         """See `NativeEngine.efforts`: doubling up to 1,024."""
         return doubling(16, min(1024, max(16, int(native.element_count))))

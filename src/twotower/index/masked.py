@@ -76,7 +76,7 @@ class MaskedSearch(NamedTuple):
     def _candidates(self, queries: FloatArray, k: int, num_allowed: int) -> IntArray:
         share = num_allowed / len(self.mask)
         how = NativeSearch(
-            depth=min(self.engine.depth(k), len(self.mask)),
+            depth=min(self.engine.candidates * k, len(self.mask)),
             # A mask thins out every list and every neighbourhood alike.
             effort=int(np.ceil(self.effort / share)),
             mask=None if num_allowed == len(self.mask) else self.mask,

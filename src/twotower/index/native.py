@@ -37,14 +37,12 @@ class NativeEngine(ABC):
     """Of the native file, or folder, among the files of a saved index."""
     fewest_items: ClassVar[int] = 1
     """That it can be built of."""
+    candidates: ClassVar[int] = 1
+    """To have scored anew for each item wanted: more than one where vectors are kept as codes."""
 
     @abstractmethod
     def build(self, vectors: FloatArray, seed: int) -> Any:
         """Return the native index of `float32[M, D]`."""
-
-    @abstractmethod
-    def depth(self, k: int) -> int:
-        """Return how many candidates to have scored anew for the best `k`."""
 
     @abstractmethod
     def efforts(self, native: Any) -> Sequence[int]:
