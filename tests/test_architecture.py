@@ -97,6 +97,7 @@ ENGINES: Final[dict[str, tuple[str, ...]]] = {
     "polars": ("data", "cli.import_"),
     "prometheus_client": ("serving.metrics",),
     "pyarrow": ("data",),
+    "pymilvus": ("index.milvus_server",),
     "rich": ("cli",),
     "safetensors": ("checkpoint", "training.resume", "training.increment.journal"),
     "scipy": ("baselines",),

@@ -22,6 +22,7 @@ from twotower.index.interface import (
     TunableIndex,
     VectorIndex,
 )
+from twotower.index.milvus import Milvus
 from twotower.index.native import NativeEngine
 from twotower.index.settings import IndexSettings
 from twotower.index.storage import read_header
@@ -37,7 +38,8 @@ __all__ = [
 ]
 
 _NATIVE: Final[Mapping[str, NativeEngine]] = {
-    engine.name: engine for engine in (Flat(), Ivf(), IvfFlat(), IvfPq(), Hnsw(), Hnswlib())
+    engine.name: engine
+    for engine in (Flat(), Ivf(), IvfFlat(), IvfPq(), Hnsw(), Hnswlib(), Milvus())
 }
 _ENGINES: Final = ("exact", *_NATIVE)
 
@@ -57,6 +59,7 @@ def build_index(
     seed: int = 0,
     queries: FloatArray | None = None,
     k: int = 100,
+    generation: str = "",
 ) -> VectorIndex:
     """Return an index of items `ids[N]`, `vectors[N, D]`.
 
@@ -65,6 +68,8 @@ def build_index(
         queries: Real user vectors `float32[n, D]`, about 500: an approximate engine gets the
             smallest effort that reaches `settings.ann_recall_target` at `k` on them. Without any
             it keeps a generous one that nothing was measured with.
+        k: Items that a search will ask for.
+        generation: For a server's collection, which is named after it.
 
     Raises:
         ConfigError: there is no such engine.
@@ -78,7 +83,8 @@ def build_index(
         )
     if name == "exact":
         return ExactIndex.build(ids, vectors)
-    index = FrozenIndex.build(_NATIVE[name], ids, vectors, seed)
+    native = Milvus(settings.milvus, generation) if name == "milvus" else _NATIVE[name]
+    index = FrozenIndex.build(native, ids, vectors, seed)
     if queries is not None and len(queries):
         tune(index, queries, k, settings.ann_recall_target)
     return index

@@ -105,6 +105,11 @@ class FrozenIndex(TunableIndex):
     def __len__(self) -> int:
         return self._snapshot.num_items()
 
+    @property
+    def native(self) -> Any | None:
+        """What the engine built; None where there was too little for it."""
+        return self._snapshot.native
+
     def efforts(self) -> Sequence[int]:
         """See `TunableIndex.efforts`; only one where nothing native was built."""
         native = self._snapshot.native

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-__all__ = ["EngineName", "IndexSettings"]
+__all__ = ["EngineName", "IndexSettings", "MilvusSettings"]
 
 EngineName = Literal[
     "auto",
@@ -17,7 +17,19 @@ EngineName = Literal[
     "faiss_ivf_flat",
     "faiss_ivf_pq",
     "hnswlib",
+    "milvus",
 ]
+
+
+class MilvusSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The server of `engine = "milvus"`; a token is read from TWOTOWER_MILVUS_TOKEN."""
+
+    uri: str = "http://127.0.0.1:19530"
+    """Where the server listens."""
+    prefix: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,99}$")] = "twotower"
+    """Of its collections, `<prefix>_g_000001`, and of the alias `<prefix>_live`: one a project."""
+    when_lost: Literal["refuse", "scan"] = "refuse"
+    """When the server does not answer a search: an error, or a counted scan of local vectors."""
 
 
 class IndexSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -29,3 +41,4 @@ class IndexSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """Largest corpus that auto searches exactly."""
     ann_recall_target: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.95
     """Recall of the approximate search against the exact one that its setting must reach."""
+    milvus: MilvusSettings = MilvusSettings()
