@@ -18,7 +18,16 @@ _ATTEMPTS = 600
 def running_milvus(folder: Path, port: int) -> Iterator[str]:
     """Its URI, once it accepts connections; killed at the end."""
     command = Path(sys.executable).with_name("milvus-lite")
-    words = [command, "server", "--data-dir", folder, "--host", "127.0.0.1", "--port", str(port)]
+    words: list[str | Path] = [
+        command,
+        "server",
+        "--data-dir",
+        folder,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    ]
     with (folder.with_suffix(".log")).open("wb") as log:
         process = subprocess.Popen(words, stdout=log, stderr=log)
     try:

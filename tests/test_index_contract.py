@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
-from twotower.errors import ConfigError, CorruptArtifact, DataError
-from twotower.index import build_index, choose_engine, open_index
+from twotower.errors import ConfigError, CorruptArtifact, DataError, MissingExtra
+from twotower.index import Items, build_index, choose_index, open_index
 from twotower.index.contract import IndexContract, random_items
 from twotower.index.exact import ExactIndex
 from twotower.index.faiss import Flat, Hnsw, Ivf, IvfFlat, IvfPq
@@ -131,10 +134,76 @@ def test_top_k_agrees_with_a_full_sort(
 
 
 def test_auto_is_exact_up_to_the_limit() -> None:
-    settings = IndexSettings(exact_max_items=10)
-    assert choose_engine("auto", 10, settings) == "exact"
-    assert choose_engine("auto", 11, settings) == "faiss_ivf"
-    assert choose_engine("exact", 11, settings) == "exact"
+    items = Items(*random_items(10), queries=random_items(5, seed=1)[1])
+    chosen = choose_index(items, IndexSettings(exact_max_items=10), 3)
+    assert chosen.choice.chosen == "exact"
+    assert isinstance(chosen.built, ExactIndex)
+    chosen = choose_index(items, IndexSettings(exact_max_items=9, auto_engines=("faiss_flat",)), 3)
+    assert chosen.choice.chosen == "faiss_flat"
+
+
+AUTO = IndexSettings(
+    exact_max_items=10, auto_engines=("faiss_hnsw", "hnswlib", "faiss_ivf_flat", "faiss_ivf")
+)
+
+
+@pytest.mark.parametrize("quick", AUTO.auto_engines)
+def test_auto_takes_the_quickest_that_reaches_the_target(
+    quick: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("hnswlib", reason="pip install 'twotower[hnswlib]'")
+    price_engines(monkeypatch, {quick: 10.0})
+    items = Items(*random_items(3000), queries=random_items(100, seed=1)[1])
+    index, choice = choose_index(items, AUTO, 10)
+    assert isinstance(index, FrozenIndex)
+    assert choice.chosen == quick
+    assert {trial.engine for trial in choice.trials} == set(AUTO.auto_engines)
+    for trial in choice.trials:
+        assert (trial.passed_over == "") == (trial.engine == quick)
+        assert trial.reached
+        assert trial.curve[-1].ann_recall >= 0.95 > max([0, *(p[1] for p in trial.curve[:-1])])
+    taken = next(trial for trial in choice.trials if trial.engine == quick)
+    assert index.effort == taken.curve[-1].effort
+
+
+def price_engines(monkeypatch: pytest.MonkeyPatch, p50_us: dict[str, float]) -> None:
+    """Time is measured by this list instead: a timing is no test's business."""
+
+    def priced(index: FrozenIndex, *arguments: Any) -> Any:
+        tuning = tune(index, *arguments)
+        price = p50_us.get(index.engine_name, 100.0)
+        last = tuning.measured[-1]._replace(p50_us=price)
+        return tuning._replace(measured=(*tuning.measured[:-1], last))
+
+    monkeypatch.setattr("twotower.index.choosing.tune", priced)
+
+
+def test_auto_takes_the_next_where_the_quickest_misses_the_target(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    price_engines(monkeypatch, {"faiss_hnsw": 1.0})
+    monkeypatch.setattr(Hnsw, "efforts", lambda *_: (1,))
+    items = Items(*random_items(3000), queries=random_items(100, seed=1)[1])
+    settings = IndexSettings(exact_max_items=10, auto_engines=("faiss_hnsw", "faiss_ivf"))
+    choice = choose_index(items, settings, 100).choice
+    assert choice.chosen == "faiss_ivf"
+    assert choice.trials[0].passed_over.startswith("its recall ends at 0.")
+    alone = msgspec.structs.replace(settings, auto_engines=("faiss_hnsw",))
+    choice = choose_index(items, alone, 100).choice
+    assert choice.chosen == "exact"
+    assert [trial.engine for trial in choice.trials] == ["faiss_hnsw", "exact"]
+
+
+def test_auto_passes_over_what_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "hnswlib", None)
+    items = Items(*random_items(3000), queries=random_items(100, seed=1)[1])
+    settings = IndexSettings(exact_max_items=10, auto_engines=("hnswlib", "faiss_ivf"))
+    choice = choose_index(items, settings, 10).choice
+    assert choice.chosen == "faiss_ivf"
+    assert "pip install 'twotower[hnswlib]'" in choice.trials[0].passed_over
+    named = IndexSettings(engine="hnswlib")
+    with pytest.raises(MissingExtra):
+        choose_index(items, named, 10)
 
 
 def test_an_unknown_engine_is_refused() -> None:
@@ -177,8 +246,8 @@ def test_tuning_sets_the_smallest_effort_that_reaches_the_target(engine: NativeE
     index = FrozenIndex.build(engine, ids, vectors)
     tuning = tune(index, queries, 10, 0.9)
     assert tuning.reached
-    assert index.effort == tuning.effort == tuning.measured[-1][0]
-    assert all(recall < 0.9 for _, recall in tuning.measured[:-1])
+    assert index.effort == tuning.effort == tuning.measured[-1].effort
+    assert all(point.ann_recall < 0.9 for point in tuning.measured[:-1])
     exact = ExactIndex.build(ids, vectors).search(queries, 10)
     assert ann_recall(index.search(queries, 10), exact) == tuning.ann_recall >= 0.9
 

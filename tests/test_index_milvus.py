@@ -13,12 +13,12 @@ import pytest
 from collector_project import free_port
 from milvus_project import running_milvus
 from twotower.errors import CorruptArtifact, NotReady
-from twotower.index import build_index, open_index
+from twotower.index import Items, choose_index, open_index
 from twotower.index.contract import IndexContract, random_items
 from twotower.index.exact import ExactIndex
 from twotower.index.frozen import FrozenIndex
 from twotower.index.interface import FloatArray, IntArray, VectorIndex
-from twotower.index.milvus import Milvus, point_alias
+from twotower.index.milvus import Milvus, Remote, point_alias
 from twotower.index.milvus_server import connect, drop_orphans
 from twotower.index.settings import IndexSettings, MilvusSettings
 from twotower.index.tuning import ann_recall
@@ -55,7 +55,7 @@ def built(
 ) -> VectorIndex:
     milvus = MilvusSettings(uri=uri, prefix=prefix, when_lost=when_lost)
     settings = IndexSettings(engine="milvus", milvus=milvus)
-    return build_index("milvus", *random_items(1200), settings, generation=generation)
+    return choose_index(Items(*random_items(1200), generation=generation), settings, 100).built
 
 
 def test_a_collection_a_generation_and_no_orphan_after_the_next_publish(
@@ -149,6 +149,7 @@ def test_a_lost_server_is_one_clear_error_or_a_counted_scan(tmp_path: Path) -> N
     assert (found.ids == exact.ids).all()
     assert np.allclose(found.scores, exact.scores, atol=1e-5)
     assert isinstance(scanning, FrozenIndex)
+    assert isinstance(scanning.native, Remote)
     assert scanning.native.lost_searches == 1
     with pytest.raises(NotReady, match="did not do what was asked"):
         open_index(tmp_path / "index")

@@ -28,7 +28,7 @@ from twotower.data.held_out import HoldOutRule
 from twotower.data.ids import as_id_array, decode_ids
 from twotower.data.importing import import_tables
 from twotower.errors import GateRefused
-from twotower.index import VectorIndex, build_index, open_index
+from twotower.index import ChosenIndex, choose_index, open_index
 from twotower.model.export import export_item_tower
 from twotower.model.towers import TwoTower
 from twotower.nightly import run_night
@@ -232,13 +232,11 @@ def test_a_user_tower_of_another_lineage_is_refused(lineage: Lineage, tmp_path: 
 def test_an_index_of_another_generation_is_refused(
     lineage: Lineage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def build_swapped(engine: str, *arguments: Any, **named: Any) -> VectorIndex:
-        if engine == "exact":
-            return build_index(engine, *arguments, **named)
-        return open_index(lineage.store.open("g-000001").file("index"))
+    def choose_swapped(*arguments: Any) -> ChosenIndex:
+        index = open_index(lineage.store.open("g-000001").file("index"))
+        return choose_index(*arguments)._replace(built=index)
 
-    monkeypatch.setattr(publisher, "build_index", build_swapped)
-    monkeypatch.setattr(publisher, "choose_engine", lambda *_: "swapped")
+    monkeypatch.setattr(publisher, "choose_index", choose_swapped)
     assert "ann_recall_at_100" in lineage.refusing(lambda _: None)
 
 

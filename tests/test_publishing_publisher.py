@@ -14,7 +14,7 @@ from tiny_checkpoint import CUT_MS, external_ids, replace_table, tiny_checkpoint
 from twotower.checkpoint import Checkpoint, Turnover
 from twotower.data.ids import IdKind
 from twotower.errors import DataError, GateRefused
-from twotower.index import VectorIndex, build_index, open_index
+from twotower.index import Choice, ChosenIndex, Items, choose_index, open_index
 from twotower.index.settings import EngineName, IndexSettings
 from twotower.model.settings import HistoryPooling
 from twotower.publishing import publisher
@@ -237,12 +237,10 @@ def test_a_shrunken_corpus_is_held_against_the_parent(store: ModelStore) -> None
 def test_an_index_of_other_vectors_is_refused(
     store: ModelStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def build_wrongly(engine: str, *arguments: Any) -> VectorIndex:
-        ids, vectors, *rest = arguments
-        shifted = vectors if engine == "exact" else np.roll(vectors, 1, axis=0)
-        return build_index("exact", ids, shifted, *rest)
+    def choose_wrongly(items: Items, *arguments: Any) -> ChosenIndex:
+        return choose_index(items._replace(vectors=np.roll(items.vectors, 1, axis=0)), *arguments)
 
-    monkeypatch.setattr(publisher, "build_index", build_wrongly)
+    monkeypatch.setattr(publisher, "choose_index", choose_wrongly)
     checkpoint = tiny_checkpoint(num_items=400, num_users=40)
     generation = publish(checkpoint, store, index=IndexSettings(engine="faiss_ivf"))
     assert [result.gate for result in generation.manifest.refused] == ["ann_recall_at_100"]
@@ -276,6 +274,8 @@ def test_faiss_engines_are_measured_and_published(store: ModelStore, engine: Eng
     assert generation.manifest.index.ann_recall_at_100 is not None
     assert generation.manifest.index.ann_recall_at_100 >= 0.95
     assert len(open_index(generation.file("index"))) == len(checkpoint.corpus)
+    choice = msgspec.json.decode(generation.file("index_choice.json").read_bytes(), type=Choice)
+    assert choice.chosen == generation.manifest.index.engine
 
 
 def test_given_display_fields_are_kept_by_item_id(store: ModelStore) -> None:

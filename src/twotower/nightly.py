@@ -17,6 +17,7 @@ from twotower.data.ids import Id
 from twotower.data.joined_days import open_days
 from twotower.durable import exclusive
 from twotower.increments import catch_up, remove_increments
+from twotower.index import drop_orphans, point_alias
 from twotower.mining import miner_of
 from twotower.progress import SILENT, Progress
 from twotower.publishing.activation import Activation
@@ -251,7 +252,19 @@ def _go_live(
     if not generation.manifest.refused:
         catch_up(project, generation)
     _encode_day_items(project, generation)
-    return store.activate(generation.name, only_after=sequence)
+    activation = store.activate(generation.name, only_after=sequence)
+    announce(project, activation)
+    return activation
+
+
+def announce(project: Project, activation: Activation) -> None:
+    """Let a vector server's alias name the collection of what became live, for others to use.
+
+    Raises:
+        NotReady: the server does not answer; the generation is live all the same.
+    """
+    folder = ModelStore(project.data_path).root / activation.generation / "index"
+    point_alias(folder, project.index.milvus.prefix)
 
 
 def _encode_day_items(project: Project, generation: Generation) -> None:
@@ -275,10 +288,10 @@ def prune_project(project: Project, *, keep: int, dry_run: bool = False) -> Prun
     """
     work = project.data_path / "work"
     if not work.is_dir():
-        return _prune(ModelStore(project.data_path), project.data_path, keep, dry_run)
+        return _prune(project, keep, dry_run)
     with _training(project):
         store = ModelStore(project.data_path)
-        pruned = _prune(store, project.data_path, keep, dry_run)
+        pruned = _prune(project, keep, dry_run)
         saves = _finished_saves(work, store)
         freed_bytes = pruned.freed_bytes + sum(path.stat().st_size for path in saves)
         for path in saves if not dry_run else ():
@@ -287,11 +300,14 @@ def prune_project(project: Project, *, keep: int, dry_run: bool = False) -> Prun
         return msgspec.structs.replace(pruned, orphans=orphans, freed_bytes=freed_bytes)
 
 
-def _prune(store: ModelStore, data_path: Path, keep: int, dry_run: bool) -> Pruned:
-    """Prune the store, and the increments over generations that it has no more."""
+def _prune(project: Project, keep: int, dry_run: bool) -> Pruned:
+    """Prune the store, and what hangs on generations that it has no more."""
+    store, data_path = ModelStore(project.data_path), project.data_path
     pruned = prune(store, keep=keep, dry_run=dry_run)
     if store.root.is_dir() and not dry_run:
         remove_increments(data_path, store.names())
+        if project.index.engine == "milvus":
+            drop_orphans(project.index.milvus, store.names())
     return pruned
 
 

@@ -114,6 +114,7 @@ def activate(
     Example: twotower generations activate g-000001
     """
     activation = _store(config).activate(name, force=force, reason=reason, dry_run=dry_run)
+    _announce(config, activation, dry_run)
     _print_activation(activation, dry_run, as_json)
 
 
@@ -129,7 +130,19 @@ def roll_back(
     Example: twotower generations roll-back --reason "complaints about repeats"
     """
     activation = _store(config).roll_back(reason=reason, dry_run=dry_run)
+    _announce(config, activation, dry_run)
     _print_activation(activation, dry_run, as_json)
+
+
+def _announce(config: Path, activation: Activation, dry_run: bool) -> None:
+    """Tell a vector server what is live; other engines load nothing here."""
+    from twotower.config import load_project
+
+    project = load_project(config)
+    if project.index.engine == "milvus" and not dry_run:
+        from twotower.nightly import announce
+
+        announce(project, activation)
 
 
 def _store(config: Path) -> ModelStore:

@@ -106,6 +106,11 @@ class FrozenIndex(TunableIndex):
         return self._snapshot.num_items()
 
     @property
+    def engine_name(self) -> str:
+        """As the settings name it."""
+        return self._engine.name
+
+    @property
     def native(self) -> Any | None:
         """What the engine built; None where there was too little for it."""
         return self._snapshot.native

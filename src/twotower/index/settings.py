@@ -8,6 +8,14 @@ import msgspec
 
 __all__ = ["EngineName", "IndexSettings", "MilvusSettings"]
 
+NativeName = Literal[
+    "faiss_flat",
+    "faiss_hnsw",
+    "faiss_ivf",
+    "faiss_ivf_flat",
+    "faiss_ivf_pq",
+    "hnswlib",
+]
 EngineName = Literal[
     "auto",
     "exact",
@@ -36,9 +44,11 @@ class IndexSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """Which engine searches the item vectors."""
 
     engine: EngineName = "auto"
-    """auto: exact up to `exact_max_items` items, Faiss IVF above."""
+    """auto: exact up to `exact_max_items` items; above, what `auto_engines` are measured to be."""
     exact_max_items: Annotated[int, msgspec.Meta(ge=0)] = 100_000
     """Largest corpus that auto searches exactly."""
+    auto_engines: tuple[NativeName, ...] = ("faiss_ivf", "hnswlib")
+    """What auto builds and tunes if installed; the quickest that reaches the target is kept."""
     ann_recall_target: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.95
     """Recall of the approximate search against the exact one that its setting must reach."""
     milvus: MilvusSettings = MilvusSettings()

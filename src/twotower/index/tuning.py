@@ -6,14 +6,31 @@ Legend: `n` queries, `D` dimensions, `K` asked for.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import time
+from typing import Final, NamedTuple
 
 import numpy as np
 
 from twotower.errors import DataError
-from twotower.index.interface import FloatArray, SearchResult, TunableIndex
+from twotower.index.interface import FloatArray, SearchResult, TunableIndex, VectorIndex
 
-__all__ = ["Tuning", "ann_recall", "tune"]
+__all__ = ["Point", "Tuning", "ann_recall", "measure_point", "tune"]
+
+_TIMED_S: Final = 0.25
+_LEAST_TIMED: Final = 5
+"""Single queries are timed for a quarter of a second, five at least."""
+
+
+class Point(NamedTuple):
+    """What a search effort brings and costs."""
+
+    effort: int
+    ann_recall: float
+    p50_us: float
+    """Of one query a call, on this machine, one after the other."""
+    p99_us: float
+    queries_per_s: float
+    """Of all queries in one call, with the threads that the engine was given."""
 
 
 class Tuning(NamedTuple):
@@ -24,24 +41,49 @@ class Tuning(NamedTuple):
     """Of the chosen effort, on the queries it was chosen with."""
     reached: bool
     """False: even the greatest effort stayed below the target, and that one was set."""
-    measured: tuple[tuple[int, float], ...]
-    """Every effort tried with its ANN recall, ascending."""
+    measured: tuple[Point, ...]
+    """Every effort tried, ascending."""
 
 
 def tune(index: TunableIndex, queries: FloatArray, k: int, target: float) -> Tuning:
     """Set the smallest effort with which `index` finds `target` of what an exact search finds.
 
-    Call it on some 500 real user vectors `float32[n, D]`, before the index serves.
+    Call it on some 500 real user vectors `float32[n, D]`, before the index serves. More effort
+    costs more in every engine, so the smallest that is enough is the cheapest.
     """
     exact = index.search_exactly(queries, k)
-    measured: list[tuple[int, float]] = []
+    measured: list[Point] = []
     for effort in index.efforts():
         index.effort = effort
-        measured.append((effort, ann_recall(index.search(queries, k), exact)))
-        if measured[-1][1] >= target:
+        measured.append(measure_point(index, queries, exact, effort))
+        if measured[-1].ann_recall >= target:
             break
-    effort, recall = measured[-1]
-    return Tuning(effort, recall, recall >= target, tuple(measured))
+    best = measured[-1]
+    return Tuning(best.effort, best.ann_recall, best.ann_recall >= target, tuple(measured))
+
+
+def measure_point(
+    index: VectorIndex, queries: FloatArray, exact: SearchResult, effort: int
+) -> Point:
+    """Return recall and cost of an index as it is set; `exact` are the true answers."""
+    k = exact.ids.shape[1]
+    began = time.perf_counter()
+    recall = ann_recall(index.search(queries, k), exact)
+    all_s = time.perf_counter() - began
+    singles = np.array(_single_times_s(index, queries, k)) * 1e6
+    p50, p99 = np.percentile(singles, [50, 99]).tolist()
+    return Point(effort, recall, p50, p99, len(queries) / max(all_s, 1e-9))
+
+
+def _single_times_s(index: VectorIndex, queries: FloatArray, k: int) -> list[float]:
+    times: list[float] = []
+    for row in range(len(queries)):
+        began = time.perf_counter()
+        index.search(queries[row : row + 1], k)
+        times.append(time.perf_counter() - began)
+        if len(times) >= _LEAST_TIMED and sum(times) > _TIMED_S:
+            break
+    return times
 
 
 def ann_recall(found: SearchResult, exact: SearchResult) -> float:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from twotower.checkpoint import Checkpoint
 from twotower.data.ids import lookup
-from twotower.index import VectorIndex, open_index
+from twotower.index import Choice, VectorIndex, open_index
 from twotower.metrics import coverage
 from twotower.publishing.encoding import Encoder
 from twotower.publishing.entities import Entities
@@ -44,7 +44,7 @@ class Built:
     user_vectors: FloatArray
     """`[n, D]`, of the probe users."""
     index: VectorIndex
-    engine: str
+    choice: Choice
     ann_recall: float
 
 

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from twotower.checkpoint import Checkpoint
 from twotower.data.ids import Id
 from twotower.errors import DataError
-from twotower.index import build_index, choose_engine
+from twotower.index import Items, build_index, choose_index, drop_orphans
 from twotower.index.settings import IndexSettings
 from twotower.index.tuning import ann_recall
 from twotower.publishing.artifacts import write_arrays, write_display, write_towers
@@ -47,6 +47,8 @@ __all__ = ["publish"]
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
 
+INDEX_CHOICE: Final = "index_choice.json"
+"""Of a generation: which engines were tried, with their curves, and which was chosen."""
 _RECALL_K: Final = 100
 _PROBE_SEED: Final = 0
 
@@ -93,11 +95,13 @@ def publish(
         write_arrays(staging, checkpoint)
         write_display(staging, checkpoint, display or {})
         encoder = _encoder(staging, checkpoint, settings)
-        built = _build(checkpoint, encoder, index, settings)
+        _sweep(store, index)
+        built = _build(checkpoint, encoder, index, settings, staging.name)
         measured = measure(checkpoint, built, parent, settings)
         results = [finite, *(gate.measure(measured) for gate in gates)]
         staging.write_array("item_vectors.npy", built.item_vectors)
         built.index.save(staging.file("index"))
+        staging.write(INDEX_CHOICE, msgspec.json.encode(built.choice))
         state.save(staging.file("checkpoint"))  # an item that is restored comes back
         return staging.commit(_manifest(checkpoint, built, results, metrics or {}))
 
@@ -137,19 +141,29 @@ def _encoder(staging: Staging, checkpoint: Checkpoint, settings: PublishingSetti
     )
 
 
+def _sweep(store: ModelStore, index: IndexSettings) -> None:
+    """Drop what failed publishes and prunes left on a server."""
+    if index.engine == "milvus":
+        drop_orphans(index.milvus, store.names())
+
+
 def _build(
-    checkpoint: Checkpoint, encoder: Encoder, index: IndexSettings, settings: PublishingSettings
+    checkpoint: Checkpoint,
+    encoder: Encoder,
+    index: IndexSettings,
+    settings: PublishingSettings,
+    name: str,
 ) -> Built:
     corpus = checkpoint.corpus
     items = encoder.item_vectors(corpus, settings.batch_rows)
     probe_users = _probe_users(checkpoint, settings.num_probe_users)
     users = encoder.user_vectors(probe_users, settings.batch_rows)
     check_finite({"item vectors": items, "user vectors": users})
-    engine = choose_engine(index.engine, len(corpus), index)
-    built = build_index(engine, corpus, items, index, checkpoint.meta.training.seed, users)
+    seed = checkpoint.meta.training.seed
+    built, choice = choose_index(Items(corpus, items, users, seed, name), index, _RECALL_K)
     exact = build_index("exact", corpus, items, index).search(users, _RECALL_K)
     recall = ann_recall(built.search(users, _RECALL_K), exact)
-    return Built(encoder, items, probe_users, users, built, engine, recall)
+    return Built(encoder, items, probe_users, users, built, choice, recall)
 
 
 def _probe_users(checkpoint: Checkpoint, num_users: int) -> IntArray:
@@ -210,7 +224,7 @@ def _manifest(
         history_pooling=meta.model.history_pooling,
         counts=_counts(checkpoint),
         index=IndexEntry(
-            engine=built.engine,
+            engine=built.choice.chosen,
             num_items=len(built.index),
             ann_recall_at_100=built.ann_recall,
             num_probe_users=len(built.probe_users),
