@@ -100,6 +100,7 @@ ENGINES: Final[dict[str, tuple[str, ...]]] = {
     "pymilvus": ("index.milvus_server",),
     "rich": ("cli",),
     "safetensors": ("checkpoint", "training.resume", "training.increment.journal"),
+    "scann": ("index.scann",),
     "scipy": ("baselines",),
     "starlette": ("serving.app",),
     "threadpoolctl": ("baselines",),

@@ -21,6 +21,7 @@ from twotower.index.hnswlib import Hnswlib
 from twotower.index.interface import FloatArray, IntArray, SearchResult, VectorIndex
 from twotower.index.masked import MaskedSearch
 from twotower.index.native import NativeEngine
+from twotower.index.scann import Scann
 from twotower.index.settings import IndexSettings
 from twotower.index.top_k import top_k
 from twotower.index.tuning import ann_recall, tune
@@ -34,6 +35,7 @@ def has(package: str) -> bool:
 
 INSTALLED: list[NativeEngine] = [Ivf(), IvfFlat(), IvfPq(), Hnsw()]
 INSTALLED += [Hnswlib()] if has("hnswlib") else []
+INSTALLED += [Scann()] if has("scann") else []
 
 
 class TestExact(IndexContract):
@@ -85,6 +87,12 @@ class TestHnswlib(Frozen):
         monkeypatch.setattr(MaskedSearch, "_scan", None)
         found = index.search(vectors[:9], 20, allowed=ids[:1500])
         assert (found.ids >= 0).all()
+
+
+@pytest.mark.skipif(not has("scann"), reason="pip install 'twotower[scann]'")
+class TestScann(Frozen):
+    min_ann_recall = 0.95  # its codes propose, and random vectors are the hardest to code
+    engine = Scann()
 
 
 class TestFaissBelowItsLimit(IndexContract):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,9 @@ from hypothesis.stateful import (
 )
 
 from twotower.index import open_index
+from twotower.index.choosing import NATIVE
 from twotower.index.exact import ExactIndex
-from twotower.index.faiss import Flat, Hnsw, Ivf, IvfFlat, IvfPq
 from twotower.index.frozen import FrozenIndex
-from twotower.index.hnswlib import Hnswlib
 from twotower.index.interface import FloatArray, IntArray, VectorIndex
 from twotower.index.native import NativeEngine
 
@@ -104,15 +104,15 @@ class IndexMachine(RuleBasedStateMachine):
 
 ENGINES: dict[str, NativeEngine | None] = {
     "exact": None,
-    **{engine.name: engine for engine in (Flat(), Ivf(), IvfFlat(), IvfPq(), Hnsw(), Hnswlib())},
+    **{engine.name: engine for engine in NATIVE.values() if engine.name != "milvus"},
 }
 
 
 @pytest.mark.parametrize("name", ENGINES)
 def test_random_operations(name: str) -> None:
     engine = ENGINES[name]
-    if name == "hnswlib":
-        pytest.importorskip(name, reason="pip install 'twotower[hnswlib]'")
+    if name in ("hnswlib", "scann") and find_spec(name) is None:
+        pytest.skip(f"pip install 'twotower[{name}]'")
     machine: Any = type("Machine", (IndexMachine,), {"engine": engine})
     run_state_machine_as_test(
         machine,

@@ -22,6 +22,7 @@ from twotower.index.hnswlib import Hnswlib
 from twotower.index.interface import FloatArray, IntArray, VectorIndex
 from twotower.index.milvus import Milvus
 from twotower.index.native import NativeEngine
+from twotower.index.scann import Scann
 from twotower.index.settings import IndexSettings
 from twotower.index.tuning import Point, tune
 
@@ -29,7 +30,7 @@ __all__ = ["ENGINES", "NATIVE", "Choice", "ChosenIndex", "Items", "Trial", "choo
 
 NATIVE: Final[Mapping[str, NativeEngine]] = {
     engine.name: engine
-    for engine in (Flat(), Ivf(), IvfFlat(), IvfPq(), Hnsw(), Hnswlib(), Milvus())
+    for engine in (Flat(), Ivf(), IvfFlat(), IvfPq(), Hnsw(), Hnswlib(), Milvus(), Scann())
 }
 ENGINES: Final = ("exact", *NATIVE)
 _LOG: Final = logging.getLogger(__name__)

@@ -256,7 +256,9 @@ class IndexContract(ABC):
     def test_altered_folders_are_not_loaded(self, tmp_path: Path) -> None:
         ids, vectors = random_items(300)
         self.build(ids, vectors).save(tmp_path / "index")
-        for path in sorted((tmp_path / "index").iterdir()):
+        for path in sorted((tmp_path / "index").rglob("*")):
+            if path.is_dir():
+                continue
             content = path.read_bytes()
             for altered in (b"", content[:-1], b"foreign" + content[7:], content + b" "):
                 path.write_bytes(altered)

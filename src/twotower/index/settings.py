@@ -15,6 +15,7 @@ NativeName = Literal[
     "faiss_ivf_flat",
     "faiss_ivf_pq",
     "hnswlib",
+    "scann",
 ]
 EngineName = Literal[
     "auto",
@@ -26,6 +27,7 @@ EngineName = Literal[
     "faiss_ivf_pq",
     "hnswlib",
     "milvus",
+    "scann",
 ]
 
 
@@ -47,7 +49,7 @@ class IndexSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """auto: exact up to `exact_max_items` items; above, what `auto_engines` are measured to be."""
     exact_max_items: Annotated[int, msgspec.Meta(ge=0)] = 100_000
     """Largest corpus that auto searches exactly."""
-    auto_engines: tuple[NativeName, ...] = ("faiss_ivf", "hnswlib")
+    auto_engines: tuple[NativeName, ...] = ("faiss_ivf", "hnswlib", "scann")
     """What auto builds and tunes if installed; the quickest that reaches the target is kept."""
     ann_recall_target: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.95
     """Recall of the approximate search against the exact one that its setting must reach."""

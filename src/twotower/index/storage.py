@@ -46,7 +46,7 @@ class IndexHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     effort: int | None = None
     """The chosen search effort of an approximate engine."""
     files: dict[str, int]
-    """Size of every file of the folder in bytes, by plain name."""
+    """Size of every file of the folder in bytes, by its name relative to the folder."""
 
 
 def new_folder(folder: Path) -> None:
@@ -64,8 +64,12 @@ def new_folder(folder: Path) -> None:
 
 
 def file_sizes(folder: Path) -> dict[str, int]:
-    """Return the size of every file in `folder`, in bytes."""
-    return {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+    """Return the size of every file in `folder` and below it, in bytes, by relative name."""
+    return {
+        path.relative_to(folder).as_posix(): path.stat().st_size
+        for path in sorted(folder.rglob("*"))
+        if not path.is_dir()
+    }
 
 
 def write_header(folder: Path, header: IndexHeader) -> None:
