@@ -18,7 +18,14 @@ import numpy.typing as npt
 
 from twotower.errors import CorruptArtifact, MissingExtra
 from twotower.index.interface import BoolArray, FloatArray, IntArray
-from twotower.index.native import NativeEngine, NativeSearch, doubling, overfetched, thinned
+from twotower.index.native import (
+    NativeEngine,
+    NativeSearch,
+    doubling,
+    fewest_lists,
+    overfetched,
+    thinned,
+)
 
 __all__ = ["Flat", "Hnsw", "Ivf", "IvfFlat", "IvfPq", "load_faiss", "pack_bits"]
 
@@ -125,7 +132,8 @@ class Ivf(_Faiss):
 
     def efforts(self, native: Any) -> Sequence[int]:
         """See `NativeEngine.efforts`: powers of two up to all lists."""
-        return doubling(1, int(native.nlist))
+        lists = int(native.nlist)
+        return doubling(fewest_lists(lists, int(native.ntotal)), lists)
 
     def parameters(self, native: Any, effort: int, selector: Any) -> Any:
         """See `_Faiss.parameters`."""

@@ -10,13 +10,22 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Final, NamedTuple
 
 import numpy as np
 
 from twotower.index.interface import PADDING, BoolArray, FloatArray, IntArray
 
-__all__ = ["NativeEngine", "NativeSearch", "doubling", "overfetched", "thinned"]
+__all__ = [
+    "NativeEngine",
+    "NativeSearch",
+    "doubling",
+    "fewest_lists",
+    "overfetched",
+    "thinned",
+]
+
+_FEWEST_LOOKED_AT: Final = 200
 
 
 class NativeSearch(NamedTuple):
@@ -84,6 +93,14 @@ def doubling(first: int, last: int) -> Sequence[int]:
     while powers[-1] * 2 < last:
         powers.append(powers[-1] * 2)
     return (*powers, last) if last > powers[-1] else tuple(powers)
+
+
+def fewest_lists(num_lists: int, num_rows: int) -> int:
+    """Return how many lists to search at least, so that an answer seldom needs a scan of all.
+
+    With less an answer of 100 is short, which a scan mends: exact, but slow.
+    """
+    return min(num_lists, max(1, -(-_FEWEST_LOOKED_AT * num_lists // max(1, num_rows))))
 
 
 def overfetched(how: NativeSearch, num_rows: int) -> int:

@@ -19,7 +19,14 @@ import numpy as np
 from twotower.durable import digest_file
 from twotower.errors import CorruptArtifact, MissingExtra
 from twotower.index.interface import PADDING, FloatArray, IntArray
-from twotower.index.native import NativeEngine, NativeSearch, doubling, overfetched, thinned
+from twotower.index.native import (
+    NativeEngine,
+    NativeSearch,
+    doubling,
+    fewest_lists,
+    overfetched,
+    thinned,
+)
 
 __all__ = ["Scann"]
 
@@ -49,7 +56,7 @@ class Scann(NativeEngine):
 
     def efforts(self, native: Any) -> Sequence[int]:
         """See `NativeEngine.efforts`: powers of two up to all lists."""
-        return doubling(1, native.leaves)
+        return doubling(fewest_lists(native.leaves, native.num_rows), native.leaves)
 
     def search(self, native: Any, queries: FloatArray, how: NativeSearch) -> IntArray:
         """See `NativeEngine.search`; what may not be returned is found and left out."""
