@@ -7,11 +7,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 from collector_project import free_port
 from milvus_project import running_milvus
+from tiny_checkpoint import tiny_checkpoint
 from twotower.errors import CorruptArtifact, NotReady
 from twotower.index import Items, choose_index, open_index
 from twotower.index.contract import IndexContract, random_items
@@ -22,6 +24,8 @@ from twotower.index.milvus import Milvus, Remote, point_alias
 from twotower.index.milvus_server import connect, drop_orphans
 from twotower.index.settings import IndexSettings, MilvusSettings
 from twotower.index.tuning import ann_recall
+from twotower.publishing.publisher import publish
+from twotower.publishing.store import ModelStore
 
 for package in ("pymilvus", "milvus_lite"):
     if find_spec(package) is None:
@@ -153,3 +157,25 @@ def test_a_lost_server_is_one_clear_error_or_a_counted_scan(tmp_path: Path) -> N
     assert scanning.native.lost_searches == 1
     with pytest.raises(NotReady, match="did not do what was asked"):
         open_index(tmp_path / "index")
+
+
+def test_a_generation_is_published_activated_and_pruned_with_its_collection(
+    server: str, client: Any, tmp_path: Path
+) -> None:
+    milvus = MilvusSettings(uri=server, prefix="life")
+    index = IndexSettings(engine="milvus", milvus=milvus)
+    store = ModelStore(tmp_path)
+    names = []
+    for _ in range(2):
+        checkpoint = tiny_checkpoint(num_items=1100, num_users=30)
+        names.append(publish(checkpoint, store, index=index).name)
+        choice = msgspec.json.decode(store.open(names[-1]).file("index_choice.json").read_bytes())
+        assert choice["chosen"] == "milvus"
+        assert choice["trials"][0]["reached"]
+    store.activate(names[1], force=True)
+    assert point_alias(store.open(names[1]).file("index"), "life") == "life_live"
+    assert client.describe_alias("life_live")["collection_name"] == "life_g_000002"
+    vectors = store.open(names[1]).array("item_vectors.npy")
+    opened = open_index(store.open(names[1]).file("index"))
+    assert (opened.search(np.ascontiguousarray(vectors[:5]), 5).ids >= 0).all()
+    assert drop_orphans(milvus, names[1:]) == ["life_g_000001"]
