@@ -36,6 +36,7 @@ from twotower.training.window import next_day, open_window
 
 __all__ = [
     "NightPlan",
+    "announce",
     "display_fields",
     "plan_night",
     "prune_project",
