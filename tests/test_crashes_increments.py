@@ -21,11 +21,11 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One delta is published, and a hundred examples are to be learned in three portions."""
+    """One delta is published, and sixty examples are to be learned in two portions."""
     folder = tmp_path_factory.mktemp("template")
     project = increment_project(folder, examples=40, more='rows = "user_and_item"')
     run_increment(project)
-    append_examples(project, some_examples(100, first_offset=40))
+    append_examples(project, some_examples(60, first_offset=40))
     return folder
 
 
