@@ -79,6 +79,7 @@ def _scores(
     store = ModelStore(folder)
     if store.live() is None:
         copy_base(generations[place], store)
+    if store.open(verify=False).manifest.window.through_day != trained:
         run_night(project, trained)
     return replay_live(bench.replayed, stream, [store.open()], FROZEN, _nobody, is_asked=is_asked)
 
