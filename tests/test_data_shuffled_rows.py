@@ -95,7 +95,7 @@ def test_a_day_of_another_length_is_refused(held: int) -> None:
         cut(day(999), 100), num_rows=1000, max_rows_held=held, batch_rows=10, seed=0
     )
     with pytest.raises(DataError, match="expected 1000 rows to shuffle, found 999"):
-        next(batches)
+        list(batches)
 
 
 def test_too_little_memory_is_refused_with_what_would_do() -> None:
