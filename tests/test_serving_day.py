@@ -154,6 +154,17 @@ def test_what_comes_while_a_generation_is_warmed_goes_live_with_it(
     assert day.served[-1] == (2, 1, None)
 
 
+def test_a_generation_goes_live_with_the_whole_of_a_long_day(
+    day: Day, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("twotower.serving.day._PIECE_EVENTS", 1)
+    monkeypatch.setattr("twotower.serving.day._MAX_PIECES", 1)
+    day.log([shown(number, USERS[0], number) for number in range(1, 5)])
+    day.store.activate(publish_marked(day.store, 2), force=True)
+    day.follower.tick()
+    assert day.served[-1] == (2, None, 4)
+
+
 def test_a_generation_that_is_swapped_in_meanwhile_stays(
     day: Day, monkeypatch: pytest.MonkeyPatch
 ) -> None:
