@@ -283,6 +283,7 @@ def test_a_difference_is_paired_by_user_and_zero_says_so(stream: LiveStream) -> 
     assert better[50].low > 0
     assert describe(better[50]).startswith("+")
     assert describe(Interval(-0.01, -0.02, -0.001)).startswith("-0.0100")
+    assert describe(Interval(0.001, -0.002, 0.004)) == "no difference seen (-0.0020 to +0.0040)"
     with pytest.raises(DataError, match="same clicks"):
         compare(stream, {"a": scores(rank), "b": scores(rank)._replace(question=asked + 1)}, "a")
     assert quantiles_s(scores(rank)) == {"p50": 90.0, "p99": 119.4}
