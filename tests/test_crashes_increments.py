@@ -32,7 +32,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def untouched(template: Path) -> Project:
     """The run that was never stopped."""
-    folder = template.with_name("untouched")
+    folder = template.with_name("untouched-increments")
     shutil.copytree(template, folder)
     assert increment(folder) == 0
     return load_project(folder / "twotower.toml")
