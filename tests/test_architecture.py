@@ -92,7 +92,7 @@ ENGINES: Final[dict[str, tuple[str, ...]]] = {
     "numba": ("data.tfrecord.compiled",),
     "onnx": ("model.export",),
     "onnxruntime": ("publishing.encoding",),
-    "orjson": ("serving.retrieve_route",),
+    "orjson": ("serving.answer_json",),
     "pandas": ("data",),
     "polars": ("data", "cli.import_"),
     "prometheus_client": ("serving.metrics",),

@@ -31,6 +31,7 @@ from twotower.index.settings import IndexSettings
 from twotower.publishing.publisher import publish
 from twotower.publishing.store import ModelStore
 from twotower.serving.retriever import Retriever
+from twotower.serving.routes import ROUTES
 
 BUSY_USER = USERS[3]
 LIMIT = 20_000
@@ -123,6 +124,10 @@ def test_every_answer_has_its_headers(connection: http.client.HTTPConnection) ->
     assert reply.headers["x-request-id"] == reply.json()["request_id"] == "mine-1"
     assert re.fullmatch(r"tower;dur=\d+\.\d+, ann;dur=\d+\.\d+", reply.headers["server-timing"])
     assert reply.headers["content-type"] == "application/json"
+    trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    for given, back in ((trace, trace), ("no trace", None)):
+        reply = ask(connection, "POST", "/v1/retrieve", body, {"traceparent": given})
+        assert reply.headers.get("traceparent") == back
     replies = [ask(connection, "POST", "/v1/retrieve", body) for _ in range(3)]
     replies.append(ask(connection, "POST", "/v1/retrieve", body, {"X-Request-Id": "no good"}))
     replies.append(ask(connection, "GET", "/nowhere"))
@@ -250,6 +255,10 @@ def test_other_paths_and_methods_are_problems(
 
 
 def test_a_body_must_be_declared_as_json(server: RunningServer) -> None:
+    undeclared = raw(server, HEAD.partition(b"Content-Type")[0] + b"Connection: close\r\n\r\n")
+    assert undeclared.startswith(b"HTTP/1.1 415")
+    packed = {"Content_Encoding": "gzip"}
+    assert server.ask("POST", "/v1/retrieve", {"user_id": 1}, **packed).status == 415
     for kind in ("text/plain", "application/x-www-form-urlencoded", ""):
         reply = server.ask("POST", "/v1/retrieve", {"user_id": 1}, Content_Type=kind)
         assert reply.status == 415
@@ -316,7 +325,11 @@ def document(server: RunningServer) -> Any:
 
 def test_the_openapi_document_is_valid_and_whole(document: Any) -> None:
     validate(document)
-    assert set(document["paths"]) == {"/v1/retrieve", "/healthz", "/readyz", "/metrics"}
+    documented = {
+        (method.upper(), path) for path, found in document["paths"].items() for method in found
+    }
+    hidden = {"openapi", "docs", "docs_style"}
+    assert documented == {(r.method, r.path) for r in ROUTES if r.name not in hidden}
     responses = document["paths"]["/v1/retrieve"]["post"]["responses"]
     assert {"200", "400", "413", "422", "503", "504"} <= set(responses)
 

@@ -1,4 +1,4 @@
-"""The HTTP surface: `/v1/retrieve` in front, everything else by FastAPI behind it.
+"""The HTTP surface: the routes of `/v1` in front, everything else by FastAPI behind them.
 
 The front door counts every request and gives it its ID, whatever answers it.
 """
@@ -6,8 +6,9 @@ The front door counts every request and gives it its ID, whatever answers it.
 from __future__ import annotations
 
 import logging
+import re
 import time
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from importlib.metadata import version
 from typing import Any, Final
 
@@ -15,22 +16,22 @@ import msgspec
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
-from twotower.serving.metrics import CONTENT_TYPE_LATEST, Metrics, render_metrics
-from twotower.serving.openapi import (
-    CONTENT_SECURITY_POLICY,
-    docs_page,
-    merged_document,
-    stylesheet,
-)
-from twotower.serving.retrieve_route import (
+from twotower.serving.docs_page import CONTENT_SECURITY_POLICY, docs_page, stylesheet
+from twotower.serving.exchange import (
+    PROBLEM,
     Receive,
     RequestIds,
-    RetrieveRoute,
     Scope,
     Send,
-    problem_body,
-    send_answer,
+    answer_call,
+    problem_reply,
+    send_reply,
 )
+from twotower.serving.handlers import Mounted
+from twotower.serving.metrics import CONTENT_TYPE_LATEST, Metrics, render_metrics
+from twotower.serving.openapi import merged_document
+from twotower.serving.problems import Header, RefusedRequest, problem_body
+from twotower.serving.routes import ROUTES, Match, RouteTable
 from twotower.serving.shared_memory import SharedMemory
 from twotower.serving.status import Readiness, WorkerStatus, readiness
 
@@ -38,8 +39,9 @@ __all__ = ["FrontDoor", "make_app"]
 
 _LOGGER: Final = logging.getLogger("twotower")
 _JSON: Final = "application/json"
-_PROBLEM: Final = "application/problem+json"
-_RETRIEVE: Final = "/v1/retrieve"
+_PROBLEM: Final = PROBLEM.decode()
+_SUMMARIES: Final = {route.name: route.summary for route in ROUTES}
+_TRACE: Final = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _READY: Final = {
     "content": {_JSON: {"schema": {"$ref": f"#/components/schemas/{Readiness.__name__}"}}}
 }
@@ -61,6 +63,7 @@ def make_app(memory: SharedMemory) -> FastAPI:
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
     )
     _add_health(app, memory)
     _add_documents(app)
@@ -70,17 +73,17 @@ def make_app(memory: SharedMemory) -> FastAPI:
 
 
 def _add_health(app: FastAPI, memory: SharedMemory) -> None:
-    @app.get("/healthz", summary="Whether the process answers")
+    @app.get("/healthz", summary=_SUMMARIES["healthz"])
     async def healthz() -> dict[str, str]:
         return {"status": "alive"}
 
-    @app.get("/readyz", summary="Whether to send requests here", responses=_READINESS)
+    @app.get("/readyz", summary=_SUMMARIES["readyz"], responses=_READINESS)
     async def readyz() -> Response:
         found = readiness(memory.statuses(WorkerStatus))
         code = 200 if found.status == "ready" else 503
         return Response(msgspec.json.encode(found), code, media_type=_JSON)
 
-    @app.get("/metrics", summary="Numbers for Prometheus, over all workers", responses=_TEXT)
+    @app.get("/metrics", summary=_SUMMARIES["metrics"], responses=_TEXT)
     async def metrics() -> Response:
         return Response(render_metrics(memory, time.time()), media_type=CONTENT_TYPE_LATEST)
 
@@ -121,45 +124,78 @@ async def _internal_problem(request: Request, error: Exception) -> Response:
 class FrontDoor:
     """The application of one worker."""
 
-    def __init__(self, retrieve: RetrieveRoute, behind: FastAPI, metrics: Metrics) -> None:
+    def __init__(self, handlers: Mapping[str, Mounted], behind: FastAPI, metrics: Metrics) -> None:
         self.is_draining = False
         """Once set, every answer asks its client to open the next connection elsewhere."""
-        self._retrieve = retrieve
+        self._handlers = handlers
         self._behind = behind
         self._metrics = metrics
         self._ids = RequestIds()
-        self._routes = {_RETRIEVE, *(getattr(route, "path", "") for route in behind.routes)}
+        self._table = RouteTable()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; a failure of ours is logged and becomes a problem."""
         if scope["type"] != "http":
             await self._behind(scope, receive, send)
             return
-        path: str = scope["path"]
-        route = path if path in self._routes else "other"
-        reply = _Reply(send, self._metrics, route, self._ids.of(scope), self.is_draining)
-        scope.setdefault("state", {})["request_id"] = reply.request_id
+        given_id, trace = _given(scope)
+        request_id = self._ids.of(given_id)
+        outgoing = _Outgoing(send, self._metrics, request_id, self._every_answer(request_id, trace))
+        scope.setdefault("state", {})["request_id"] = request_id
         try:
-            answer = self._retrieve if path == _RETRIEVE else self._behind
-            await answer(scope, receive, reply.send)
+            match = self._table.find(scope["method"], scope["path"], scope["raw_path"])
+            outgoing.label = match.label
+            await self._answer(match, scope, receive, outgoing.send)
+        except RefusedRequest as refused:
+            await outgoing.refuse(refused)
         except Exception as error:
-            _LOGGER.error("request_failed request_id=%s", reply.request_id, exc_info=error)
-            await reply.fail()
+            _LOGGER.error("request_failed request_id=%s", request_id, exc_info=error)
+            await outgoing.refuse(RefusedRequest(500, "see the server's log"))
         finally:
-            reply.finish()
+            outgoing.finish()
+
+    async def _answer(self, match: Match, scope: Scope, receive: Receive, send: Send) -> None:
+        mounted = self._handlers.get(match.route.name) if match.route else None
+        if mounted is not None:
+            reply = await answer_call(*mounted, self._metrics, scope, match.values, receive)
+            await send_reply(send, reply)
+        elif match.route is None and match.allowed:
+            headers = ((b"allow", match.allowed.encode()),)
+            raise RefusedRequest(405, f"expected {match.allowed}", headers=headers)
+        else:
+            await self._behind(scope, receive, send)
+
+    def _every_answer(self, request_id: str, trace: bytes | None) -> tuple[Header, ...]:
+        """Return the headers that every answer has."""
+        headers: tuple[Header, ...] = ((b"x-request-id", request_id.encode()),)
+        if trace is not None and _TRACE.fullmatch(trace):
+            headers = (*headers, (b"traceparent", trace))
+        return (*headers, (b"connection", b"close")) if self.is_draining else headers
 
 
-class _Reply:
+def _given(scope: Scope) -> tuple[bytes | None, bytes | None]:
+    """Return the request's ID and trace, as its headers have them."""
+    request_id = trace = None
+    for name, value in scope["headers"]:
+        if name == b"x-request-id":
+            request_id = value
+        elif name == b"traceparent":
+            trace = value
+    return request_id, trace
+
+
+class _Outgoing:
     """Passes an answer on with the headers that every answer has, and counts it once."""
 
     def __init__(
-        self, send: Send, metrics: Metrics, route: str, request_id: str, is_last: bool
+        self, send: Send, metrics: Metrics, request_id: str, headers: tuple[Header, ...]
     ) -> None:
-        self.request_id = request_id
+        self.label = "other"
+        """The route as metrics name it."""
         self._send = send
         self._metrics = metrics
-        self._route = route
-        self._is_last = is_last
+        self._request_id = request_id
+        self._headers = headers
         self._status = 0
         self._is_finished = False
         self._began_s = time.perf_counter()
@@ -169,9 +205,7 @@ class _Reply:
         """Send a part of the answer."""
         if message["type"] == "http.response.start":
             self._status = message["status"]
-            message["headers"].append((b"x-request-id", self.request_id.encode()))
-            if self._is_last:
-                message["headers"].append((b"connection", b"close"))
+            message["headers"].extend(self._headers)
         elif not message.get("more_body"):
             self.finish()  # before the last byte: who has the answer finds it counted
         await self._send(message)
@@ -181,10 +215,9 @@ class _Reply:
         if not self._is_finished:
             self._is_finished = True
             seconds = time.perf_counter() - self._began_s
-            self._metrics.request_ended(self._route, self._status or 500, seconds)
+            self._metrics.request_ended(self.label, self._status or 500, seconds)
 
-    async def fail(self) -> None:
+    async def refuse(self, refused: RefusedRequest) -> None:
         """Send a problem, unless an answer has begun."""
         if self._status == 0:
-            body = problem_body(500, "see the server's log", self.request_id)
-            await send_answer(self.send, 500, body, _PROBLEM.encode())
+            await send_reply(self.send, problem_reply(refused, self._request_id))

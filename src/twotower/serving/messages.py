@@ -1,32 +1,33 @@
-"""What goes over the wire: requests, answers and problems, as structs that decode and document.
+"""What goes over the wire when somebody retrieves: structs that decode and document.
 
 The OpenAPI document is made from these structs and requests are decoded by them, so the two
-cannot differ. A problem follows RFC 9457.
+cannot differ.
 """
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Final
 
 import msgspec
 from msgspec import Meta
 
-from twotower.errors import suggestion
+from twotower.serving.problems import Problem
 
 __all__ = [
+    "MAX_BATCH",
     "MAX_K",
+    "BatchAnswer",
+    "BatchRequest",
+    "BatchResult",
     "Degraded",
-    "Fault",
-    "Problem",
-    "RefusedRequest",
+    "MadeBy",
     "RetrieveAnswer",
     "RetrieveRequest",
     "RetrievedItem",
-    "decode_retrieve",
 ]
 
 MAX_K: Final = 1000
+MAX_BATCH: Final = 256
 _MAX_IDS: Final = 10_000
 _MAX_FEATURES: Final = 256
 
@@ -84,8 +85,8 @@ class RetrievedItem(msgspec.Struct, frozen=True, kw_only=True):
     display: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
 
 
-class RetrieveAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """What a user gets, and what made it."""
+class MadeBy(msgspec.Struct, frozen=True, kw_only=True):
+    """What an answer was made from."""
 
     generation: Annotated[str, Meta(description="Of the tower, the tables and the index.")]
     sequence: Annotated[int, Meta(ge=1, description="Of its activation; only grows.")]
@@ -105,73 +106,32 @@ class RetrieveAnswer(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ]
     request_id: str
+
+
+class RetrieveAnswer(MadeBy, frozen=True, kw_only=True):
+    """What a user gets, and what made it."""
+
     degraded: Degraded
     candidates: list[RetrievedItem]
 
 
-class Fault(msgspec.Struct, frozen=True):
-    """One thing that is wrong with a request."""
+class BatchRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Several requests; one that is wrong costs the others nothing."""
 
-    path: Annotated[str, Meta(description="Where: `$.features.city`.")]
-    detail: str
-
-
-class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Why there is no answer: RFC 9457, `application/problem+json`."""
-
-    type: str
-    title: str
-    status: int
-    detail: str
-    request_id: str
-    errors: list[Fault] = []
+    requests: Annotated[
+        list[RetrieveRequest],
+        Meta(min_length=1, max_length=MAX_BATCH, description="As for `/v1/retrieve`."),
+    ]
 
 
-class RefusedRequest(Exception):
-    """A request that gets a problem instead of an answer."""
+class BatchResult(msgspec.Struct, frozen=True, kw_only=True):
+    """One request's result: an answer or a problem."""
 
-    def __init__(
-        self,
-        status: int,
-        detail: str,
-        *,
-        faults: list[Fault] | None = None,
-        headers: tuple[tuple[bytes, bytes], ...] = (),
-    ) -> None:
-        super().__init__(detail)
-        self.status = status
-        self.detail = detail
-        self.faults = faults or []
-        self.headers = headers
+    answer: RetrieveAnswer | msgspec.UnsetType = msgspec.UNSET
+    problem: Problem | msgspec.UnsetType = msgspec.UNSET
 
 
-_DECODER: Final = msgspec.json.Decoder(RetrieveRequest)
-_UNKNOWN: Final = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
-_FIELDS: Final = list(RetrieveRequest.__struct_fields__)
+class BatchAnswer(MadeBy, frozen=True, kw_only=True):
+    """The results, in the order of the requests, all from what is named here."""
 
-
-def decode_retrieve(body: bytes) -> RetrieveRequest:
-    """Return the request in `body`.
-
-    Raises:
-        RefusedRequest: it is no JSON (400), or not such a request (422, with the path).
-    """
-    try:
-        return _DECODER.decode(body)
-    except msgspec.ValidationError as error:
-        fault = _fault(str(error))
-        raise RefusedRequest(422, f"{fault.detail} at {fault.path}", faults=[fault]) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise RefusedRequest(400, f"expected a JSON object as the body: {error}") from None
-
-
-def _fault(message: str) -> Fault:
-    """Put msgspec's message into the house's form: where, expected, found."""
-    text, _, place = message.partition(" - at ")
-    path = place.strip("`") or "$"
-    if unknown := _UNKNOWN.fullmatch(text):
-        name = unknown[1]
-        known = f"known: {', '.join(_FIELDS)}{suggestion(name, _FIELDS)}"
-        return Fault(f"{path}.{name}", f"unknown field '{name}'; {known}")
-    text = text.replace("`", "'").replace(", got ", ", found ")
-    return Fault(path, f"{text[:1].lower()}{text[1:]}")
+    results: list[BatchResult]

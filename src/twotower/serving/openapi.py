@@ -1,170 +1,125 @@
-"""One OpenAPI document for all routes, and a page that shows it without anything from outside."""
+"""One OpenAPI document: the routes of the table, and those of the framework behind them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from html import escape
-from importlib.resources import files
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 import msgspec
 
-from twotower.serving.messages import MAX_K, Problem, RetrieveAnswer, RetrieveRequest
+from twotower.serving.problems import Problem
+from twotower.serving.routes import ROUTES, Route
 from twotower.serving.status import Readiness
 
-__all__ = ["CONTENT_SECURITY_POLICY", "docs_page", "merged_document", "stylesheet"]
+__all__ = ["merged_document"]
 
-CONTENT_SECURITY_POLICY: Final = (
-    "default-src 'none'; style-src 'self'; base-uri 'none'; form-action 'none'; "
-    "frame-ancestors 'none'"
-)
-_EXAMPLE: Final = """curl -s http://127.0.0.1:8080/v1/retrieve \\
-  -H 'Content-Type: application/json' -d '{"user_id": 712, "k": 5}'"""
 _PROBLEMS: Final = {
-    "400": "The body is no JSON, or a header is malformed.",
-    "405": "The path takes POST only.",
-    "408": "The body did not arrive in time.",
-    "413": "The body is too large.",
-    "415": "The body is not declared as JSON.",
-    "422": "A field is unknown, missing or wrong; `errors` says which.",
-    "500": "The server failed.",
-    "503": "No generation is loaded yet.",
-    "504": "The deadline had passed; nothing was searched.",
+    400: "The body is no JSON, or a header or the path is malformed.",
+    404: "There is nothing of this name.",
+    405: "The path does not take this method.",
+    408: "The body did not arrive in time.",
+    409: "What is there does not allow it; nothing was changed.",
+    413: "The body is too large.",
+    415: "The body is not declared as JSON, or it is compressed.",
+    422: "A field is unknown, missing or wrong; `errors` says which.",
+    500: "The server failed.",
+    503: "It cannot be answered now; `Retry-After` says when to come again.",
+    504: "The deadline had passed; nothing was done.",
+}
+_OF_ALL: Final = (400, 405, 500, 504)
+_OF_BODIES: Final = (408, 413, 415, 422)
+_REQUEST_HEADERS: Final = (
+    (
+        "X-Request-Timeout-Ms",
+        {"type": "integer", "minimum": 0, "maximum": 3_600_000},
+        "Milliseconds after which the answer is of no use: 504 without doing the work.",
+    ),
+    ("X-Request-Id", {"type": "string"}, "Comes back, or a new one."),
+    ("traceparent", {"type": "string"}, "Of a W3C trace; comes back."),
+)
+_ANSWER_HEADERS: Final = {
+    "X-Request-Id": {"description": "Of this request.", "schema": {"type": "string"}},
+}
+_RETRIEVE_HEADERS: Final = {
+    "X-Generation": {
+        "description": "The generation that answered.",
+        "schema": {"type": "string"},
+    },
 }
 
 
 def merged_document(document: Mapping[str, Any]) -> dict[str, Any]:
     """Return the framework's document with the routes and schemas that stand in front of it."""
-    _, schemas = msgspec.json.schema_components(
-        [RetrieveRequest, RetrieveAnswer, Problem, Readiness],
-        ref_template="#/components/schemas/{name}",
+    front = [route for route in ROUTES if not route.is_behind]
+    kinds = [kind for route in front for kind in (route.request, route.answer) if kind is not None]
+    schemas, components_of_kinds = msgspec.json.schema_components(
+        [*kinds, Problem, Readiness], ref_template="#/components/schemas/{name}"
     )
+    of_kind = dict(zip(map(repr, kinds), schemas, strict=False))
     components = dict(document.get("components", {}))
-    components["schemas"] = {**components.get("schemas", {}), **schemas}
-    paths = {"/v1/retrieve": {"post": _retrieve_operation()}, **document["paths"]}
-    return {**document, "paths": paths, "components": components}
+    components["schemas"] = {**components.get("schemas", {}), **components_of_kinds}
+    paths: dict[str, dict[str, Any]] = {}
+    for route in front:
+        operations = paths.setdefault(route.path, {})
+        operations[route.method.lower()] = _operation(route, of_kind)
+    return {**document, "paths": {**paths, **document["paths"]}, "components": components}
 
 
-def _retrieve_operation() -> dict[str, Any]:
-    return {
-        "operationId": "retrieve",
-        "summary": "The items for a user",
-        "description": f"At most {MAX_K} items, the best first, from one generation.",
-        "parameters": [
-            _header(
-                "X-Request-Timeout-Ms",
-                {"type": "integer", "minimum": 0, "maximum": 3_600_000},
-                "Milliseconds after which the answer is of no use: 504 without a search.",
-            ),
-            _header("X-Request-Id", {"type": "string"}, "Comes back, or a new one."),
-        ],
-        "requestBody": {
-            "required": True,
-            "content": {"application/json": {"schema": _reference("RetrieveRequest")}},
-        },
+def _operation(route: Route, of_kind: Mapping[str, Any]) -> dict[str, Any]:
+    operation: dict[str, Any] = {
+        "operationId": route.name,
+        "summary": route.summary,
+        "description": route.description,
+        "parameters": [*_parameters(route)],
         "responses": {
-            "200": _answer(),
-            **{code: _problem(text) for code, text in _PROBLEMS.items()},
+            str(route.status): _answer(route, of_kind[repr(route.answer)]),
+            **{str(code): _problem(_PROBLEMS[code]) for code in _codes(route)},
         },
     }
+    if route.request is not None:
+        schema = of_kind[repr(route.request)]
+        content = {kind: {"schema": schema} for kind in route.media_types}
+        operation["requestBody"] = {"required": True, "content": content}
+    return operation
 
 
-def _header(name: str, schema: Mapping[str, Any], description: str) -> dict[str, Any]:
+def _codes(route: Route) -> Iterable[int]:
+    of_bodies = () if route.request is None else _OF_BODIES
+    return sorted({*_OF_ALL, *of_bodies, *route.problems})
+
+
+def _parameters(route: Route) -> Iterator[dict[str, Any]]:
+    text = {"type": "string"}
+    for name in re.findall(r"\{(\w+)\}", route.path):
+        yield _parameter("path", name, text, "", required=True)
+    for name, description in route.query:
+        yield _parameter("query", name, text, description)
+    for name, schema, description in _REQUEST_HEADERS:
+        yield _parameter("header", name, schema, description)
+
+
+def _parameter(
+    place: str, name: str, schema: Mapping[str, Any], description: str, *, required: bool = False
+) -> dict[str, Any]:
     return {
         "name": name,
-        "in": "header",
-        "required": False,
+        "in": place,
+        "required": required,
         "description": description,
         "schema": dict(schema),
     }
 
 
-def _answer() -> dict[str, Any]:
-    text = {"schema": {"type": "string"}}
+def _answer(route: Route, schema: Mapping[str, Any]) -> dict[str, Any]:
+    headers = _ANSWER_HEADERS | (_RETRIEVE_HEADERS if route.scope == "retrieve" else {})
     return {
-        "description": "The items, and what made them.",
-        "headers": {
-            "X-Generation": {"description": "The generation that answered.", **text},
-            "X-Request-Id": {"description": "Of this request.", **text},
-            "Server-Timing": {"description": "Milliseconds of tower and ann.", **text},
-        },
-        "content": {"application/json": {"schema": _reference("RetrieveAnswer")}},
+        "description": "The answer.",
+        "headers": headers,
+        "content": {"application/json": {"schema": schema}},
     }
 
 
 def _problem(description: str) -> dict[str, Any]:
-    content = {"application/problem+json": {"schema": _reference("Problem")}}
+    content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
     return {"description": description, "content": content}
-
-
-def _reference(name: str) -> dict[str, str]:
-    return {"$ref": f"#/components/schemas/{name}"}
-
-
-def stylesheet() -> bytes:
-    """Return the page's only asset, from the package."""
-    return files("twotower.serving").joinpath("docs.css").read_bytes()
-
-
-def docs_page(document: Mapping[str, Any]) -> str:
-    """Return the document as a page without scripts."""
-    title = escape(document["info"]["title"])
-    operations = "".join(
-        _operation(path, method, operation)
-        for path, methods in document["paths"].items()
-        for method, operation in methods.items()
-    )
-    schemas = "".join(map(_schema, *zip(*document["components"]["schemas"].items(), strict=True)))
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<link rel="stylesheet" href="/docs/style.css"></head><body><h1>{title}</h1>'
-        f"<p>{escape(document['info']['description'])} "
-        '<a href="/openapi.json">OpenAPI document</a></p>'
-        f"<pre>{escape(_EXAMPLE)}</pre>{operations}{schemas}</body></html>"
-    )
-
-
-def _operation(path: str, method: str, operation: Mapping[str, Any]) -> str:
-    rows = "".join(
-        f"<tr><td>{escape(code)}</td><td>{escape(response['description'])}</td></tr>"
-        for code, response in operation["responses"].items()
-    )
-    return (
-        f"<h2><code>{method.upper()} {escape(path)}</code></h2>"
-        f"<p>{escape(operation['summary'])}. {escape(operation.get('description', ''))}</p>"
-        f"<table><tr><th>status</th><th>meaning</th></tr>{rows}</table>"
-    )
-
-
-def _schema(name: str, schema: Mapping[str, Any]) -> str:
-    required = schema.get("required", [])
-    rows = "".join(
-        f"<tr><td><code>{escape(field)}</code></td><td>{escape(_type(inner))}</td>"
-        f"<td>{'required' if field in required else ''}</td>"
-        f"<td>{escape(inner.get('description', ''))}</td></tr>"
-        for field, inner in schema.get("properties", {}).items()
-    )
-    heading = "<tr><th>field</th><th>type</th><th></th><th>meaning</th></tr>"
-    return (
-        f"<h2>{escape(name)}</h2><p>{escape(schema.get('description', ''))}</p>"
-        f"<table>{heading}{rows}</table>"
-    )
-
-
-def _type(schema: Mapping[str, Any]) -> str:
-    """Return a schema's type in a few words."""
-    if "anyOf" in schema:
-        return " or ".join(dict.fromkeys(map(_type, schema["anyOf"])))
-    if "$ref" in schema:
-        return str(schema["$ref"]).rpartition("/")[2]
-    if schema.get("type") == "array":
-        return f"list of {_type(schema.get('items', {}))}"
-    limits = ", ".join(_limits(schema))
-    return f"{schema.get('type', 'any')}{f' ({limits})' if limits else ''}"
-
-
-def _limits(schema: Mapping[str, Any]) -> Iterator[str]:
-    for name in ("minimum", "maximum", "maxLength", "default"):
-        if name in schema:
-            yield f"{name} {schema[name]}"

@@ -1,168 +1,108 @@
-"""`POST /v1/retrieve` as plain ASGI: bytes in, bytes out, nothing of a framework in between.
+"""`POST /v1/retrieve` and `:batch`: bytes in, bytes out, nothing of a framework in between.
 
 The search runs inside the event loop: a thread pool costs a fifth of the throughput on one core
 and worsens the tail, so a server grows by workers. Between reading `served` and the last byte of
-an answer nothing else is asked, so tower, tables and index are of one generation.
+an answer nothing else is asked, so tower, tables and index are of one generation. A batch reads
+it once for all its requests, and lets others be answered between two of them.
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
-import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from itertools import count
-from typing import Any, Final, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple
 
 import msgspec
-import orjson
 
 from twotower.errors import ConfigError, DataError, suggestion
-from twotower.serving.messages import (
-    Fault,
-    Problem,
-    RefusedRequest,
-    RetrieveRequest,
-    decode_retrieve,
-)
+from twotower.serving.answer import Found
+from twotower.serving.answer_json import encode, made_by, raw_json, retrieve_json
+from twotower.serving.decoding import BodyDecoder
+from twotower.serving.exchange import Call, Reply
+from twotower.serving.messages import MAX_BATCH, RetrieveRequest
 from twotower.serving.metrics import Metrics
+from twotower.serving.problems import Fault, RefusedRequest, problem_body
 from twotower.serving.reload import Follower, Served, find
-from twotower.serving.retriever import Found
-from twotower.serving.settings import ServingSettings
 
-__all__ = ["Receive", "RequestIds", "RetrieveRoute", "Scope", "Send", "problem_body", "send_answer"]
+__all__ = ["RetrieveRoute", "served_now"]
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-Header = tuple[bytes, bytes]
-
-_JSON: Final = b"application/json"
-_PROBLEM: Final = b"application/problem+json"
-_MAX_TIMEOUT_MS: Final = 3_600_000
-_GIVEN_ID: Final = re.compile(rb"[A-Za-z0-9_.:-]{1,128}")
-_CLOSE: Final = ((b"connection", b"close"),)
-_TITLES: Final = {
-    400: ("bad-request", "The request cannot be read"),
-    404: ("not-found", "There is nothing at this path"),
-    405: ("method-not-allowed", "The path does not take this method"),
-    408: ("request-timeout", "The body did not arrive in time"),
-    413: ("body-too-large", "The body is too large"),
-    415: ("unsupported-media-type", "The body is not declared as JSON"),
-    422: ("invalid-request", "The request is not valid"),
-    500: ("internal-error", "The server failed"),
-    503: ("not-ready", "The server cannot answer yet"),
-    504: ("deadline-expired", "The deadline of the request has passed"),
-}
+_AGAIN: Final = ((b"retry-after", b"1"),)
 
 
-class RequestIds:
-    """Gives every request an ID: the client's where it sent a plain one, else a new one."""
+class _RawBatch(msgspec.Struct, forbid_unknown_fields=True):
+    """A batch whose requests are decoded one by one."""
 
-    def __init__(self) -> None:
-        self._prefix = secrets.token_hex(6)
-        self._numbers = count(1)
-
-    def of(self, scope: Scope) -> str:
-        """Return the request's ID."""
-        given = _header(scope, b"x-request-id")
-        if given is not None and _GIVEN_ID.fullmatch(given):
-            return given.decode()
-        return f"{self._prefix}-{next(self._numbers):x}"
+    requests: Annotated[list[msgspec.Raw], msgspec.Meta(min_length=1, max_length=MAX_BATCH)]
 
 
-class _Alarm:
-    """Cancels the task that made it after some time; far cheaper than a task of its own."""
-
-    def __init__(self, seconds: float) -> None:
-        self.rang = False
-        self._task = asyncio.current_task()
-        self._timer = asyncio.get_running_loop().call_later(seconds, self._ring)
-
-    def _ring(self) -> None:
-        self.rang = True
-        if self._task is not None:
-            self._task.cancel()
-
-    def stop(self) -> None:
-        """Never ring."""
-        self._timer.cancel()
+_REQUEST: Final = BodyDecoder(RetrieveRequest)
+_BATCH: Final = BodyDecoder(_RawBatch)
 
 
-class _Reply(NamedTuple):
-    status: int
-    body: bytes
-    content_type: bytes
-    headers: tuple[Header, ...] = ()
+def served_now(follower: Follower) -> Served:
+    """Return what is served.
+
+    Raises:
+        RefusedRequest: nothing is, yet.
+    """
+    served = follower.served
+    if served is None:
+        problem = follower.problem or "no generation is loaded yet"
+        raise RefusedRequest(503, problem, headers=_AGAIN)
+    return served
+
+
+class _Answered(NamedTuple):
+    content: bytes
+    found: Found
 
 
 class RetrieveRoute:
     """Answers one request after the other from what the follower serves."""
 
-    def __init__(self, follower: Follower, settings: ServingSettings, metrics: Metrics) -> None:
+    def __init__(self, follower: Follower, metrics: Metrics) -> None:
         self._follower = follower
-        self._settings = settings
         self._metrics = metrics
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer; whatever is wrong with the request becomes a problem."""
-        arrived_s = time.perf_counter()
-        request_id: str = scope["state"]["request_id"]
+    def retrieve(self, call: Call) -> Reply:
+        """Answer one request."""
+        served = served_now(self._follower)
+        content, found = self._answer(served, call.body, call.request_id)
+        timing = f"tower;dur={found.tower_s * 1e3:.3f}, ann;dur={found.ann_s * 1e3:.3f}"
+        headers = (*_generation_header(served), (b"server-timing", timing.encode()))
+        return Reply(200, content, headers=headers)
+
+    async def batch(self, call: Call) -> Reply:
+        """Answer several requests from one generation, each with its answer or its problem."""
+        requests = _BATCH.decode(call.body).requests
+        served = served_now(self._follower)
+        results: list[dict[str, Any]] = []
+        for raw in requests:
+            results.append(self._result(served, raw, call))
+            await asyncio.sleep(0)  # whoever waits is answered before the next one
+        content = encode(made_by(served, call.request_id) | {"results": results})
+        return Reply(200, content, headers=_generation_header(served))
+
+    def _result(self, served: Served, raw: msgspec.Raw, call: Call) -> dict[str, Any]:
         try:
-            timeout_s = _check_head(scope, self._settings.body_limit_bytes)
-            body = await self._read_body(receive)
-            if time.perf_counter() - arrived_s >= timeout_s:
+            if call.is_late:
                 self._metrics.request_shed("deadline")
                 raise RefusedRequest(504, "the time that the client gave passed before the search")
-            reply = self._retrieve(body, request_id)
+            return {"answer": raw_json(self._answer(served, raw, call.request_id).content)}
         except RefusedRequest as refused:
-            reply = _problem(refused, request_id)
-        await send_answer(send, *reply)
+            problem = problem_body(refused.status, refused.detail, call.request_id, refused.faults)
+            return {"problem": raw_json(problem)}
 
-    async def _read_body(self, receive: Receive) -> bytes:
-        """Return the body, if it is not longer than allowed and does not come later."""
-        limit_bytes, parts, num_bytes = self._settings.body_limit_bytes, [], 0
-        alarm = _Alarm(self._settings.body_timeout_s)
-        try:
-            more = True
-            while more:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise RefusedRequest(400, "the client went away")
-                parts.append(message.get("body", b""))
-                num_bytes += len(parts[-1])
-                if num_bytes > limit_bytes:
-                    raise _too_large(limit_bytes)
-                more = message.get("more_body", False)
-        except asyncio.CancelledError:
-            if not alarm.rang:
-                raise
-            detail = f"expected the whole body within {self._settings.body_timeout_s:g} s"
-            raise RefusedRequest(408, detail, headers=_CLOSE) from None
-        finally:
-            alarm.stop()
-        return parts[0] if len(parts) == 1 else b"".join(parts)
-
-    def _retrieve(self, body: bytes, request_id: str) -> _Reply:
-        served = self._follower.served
-        if served is None:
-            problem = self._follower.problem or "no generation is loaded yet"
-            raise RefusedRequest(503, problem, headers=((b"retry-after", b"1"),))
+    def _answer(self, served: Served, body: bytes | msgspec.Raw, request_id: str) -> _Answered:
         began = time.perf_counter()
-        request = decode_retrieve(body)
+        request = _REQUEST.decode(body)
         decoded = time.perf_counter()
         found = _find(served, request)
         searched = time.perf_counter()
-        content = _encode(served, request, found, request_id)
+        content = retrieve_json(served, request, found, request_id)
         self._follower.recent_requests.append(request)
         self._count(found, decoded - began, time.perf_counter() - searched)
-        timing = f"tower;dur={found.tower_s * 1e3:.3f}, ann;dur={found.ann_s * 1e3:.3f}"
-        headers = (
-            (b"x-generation", served.activation.generation.encode()),
-            (b"server-timing", timing.encode()),
-        )
-        return _Reply(200, content, _JSON, headers)
+        return _Answered(content, found)
 
     def _count(self, found: Found, decode_s: float, encode_s: float) -> None:
         metrics = self._metrics
@@ -175,38 +115,8 @@ class RetrieveRoute:
         metrics.answered(num_found, float(found.scores[0]) if num_found else None, found.degraded)
 
 
-def _check_head(scope: Scope, limit_bytes: int) -> float:
-    """Refuse what the head alone rules out; return the seconds that the client gives."""
-    if scope["method"] != "POST":
-        raise RefusedRequest(405, "expected POST", headers=((b"allow", b"POST"),))
-    timeout_s = float(_MAX_TIMEOUT_MS)
-    for name, value in scope["headers"]:
-        if name == b"content-length" and int(value) > limit_bytes:
-            raise _too_large(limit_bytes)
-        if name == b"content-type" and value.split(b";")[0].strip().lower() != _JSON:
-            raise RefusedRequest(415, "expected the header Content-Type: application/json")
-        if name == b"x-request-timeout-ms":
-            timeout_s = _timeout_s(value)
-    return timeout_s
-
-
-def _timeout_s(value: bytes) -> float:
-    if not (value.isdigit() and len(value) <= 9 and int(value) <= _MAX_TIMEOUT_MS):
-        raise RefusedRequest(
-            400, f"expected whole milliseconds up to {_MAX_TIMEOUT_MS} in X-Request-Timeout-Ms"
-        )
-    return int(value) / 1000
-
-
-def _too_large(limit_bytes: int) -> RefusedRequest:
-    return RefusedRequest(413, f"expected at most {limit_bytes} bytes", headers=_CLOSE)
-
-
-def _header(scope: Scope, wanted: bytes) -> bytes | None:
-    for name, value in scope["headers"]:
-        if name == wanted:
-            return bytes(value)
-    return None
+def _generation_header(served: Served) -> tuple[tuple[bytes, bytes], ...]:
+    return ((b"x-generation", served.activation.generation.encode()),)
 
 
 def _find(served: Served, request: RetrieveRequest) -> Found:
@@ -225,64 +135,3 @@ def _feature_fault(served: Served, request: RetrieveRequest) -> Fault | None:
             detail = f"unknown feature '{name}'; known: {', '.join(known)}{suggestion(name, known)}"
             return Fault(f"$.features.{name}", detail)
     return None
-
-
-def _encode(served: Served, request: RetrieveRequest, found: Found, request_id: str) -> bytes:
-    """Return the answer; scores are written with the digits that a float32 has."""
-    retriever = served.retriever
-    ids = retriever.decode_items(found.positions)
-    candidates: list[dict[str, object]] = [
-        {"item_id": item_id, "score": score, "rank": rank}
-        for rank, (item_id, score) in enumerate(zip(ids, found.scores, strict=True), start=1)
-    ]
-    if request.display:
-        for candidate, position in zip(candidates, found.positions.tolist(), strict=True):
-            candidate["display"] = orjson.Fragment(retriever.shown.display_json(position))
-    answer = {
-        "generation": served.activation.generation,
-        "sequence": served.activation.sequence,
-        "delta": retriever.delta,
-        "items_number": retriever.items_number,
-        "user_state_offset": retriever.user_state_offset,
-        "request_id": request_id,
-        "degraded": found.degraded or None,
-        "candidates": candidates,
-    }
-    return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
-
-
-def _problem(refused: RefusedRequest, request_id: str) -> _Reply:
-    body = problem_body(refused.status, refused.detail, request_id, refused.faults)
-    return _Reply(refused.status, body, _PROBLEM, refused.headers)
-
-
-def problem_body(status: int, detail: str, request_id: str, faults: Iterable[Fault] = ()) -> bytes:
-    """Return a problem as RFC 9457 writes it."""
-    name, title = _TITLES.get(status, ("refused", "The request was refused"))
-    return msgspec.json.encode(
-        Problem(
-            type=f"urn:twotower:problem:{name}",
-            title=title,
-            status=status,
-            detail=detail,
-            request_id=request_id,
-            errors=list(faults),
-        )
-    )
-
-
-async def send_answer(
-    send: Send,
-    status: int,
-    body: bytes,
-    content_type: bytes,
-    headers: tuple[Header, ...] = (),
-) -> None:
-    """Send a whole answer."""
-    all_headers = [
-        (b"content-type", content_type),
-        (b"content-length", str(len(body)).encode()),
-        *headers,
-    ]
-    await send({"type": "http.response.start", "status": status, "headers": all_headers})
-    await send({"type": "http.response.body", "body": body})

@@ -23,9 +23,9 @@ from typing import Final
 import uvicorn
 
 from twotower.serving.app import FrontDoor, make_app
+from twotower.serving.handlers import make_handlers
 from twotower.serving.metrics import Metrics
 from twotower.serving.reload import Follower
-from twotower.serving.retrieve_route import RetrieveRoute
 from twotower.serving.settings import ServingSettings
 from twotower.serving.shared_memory import CounterBlock, SharedMemory
 from twotower.serving.status import WorkerState, WorkerStatus
@@ -64,7 +64,7 @@ class Worker:
         metrics = Metrics(CounterBlock(memory.counters(slot)))
         self._follower = Follower(data_path, settings, metrics, self._report, positive_outcomes)
         self._door = FrontDoor(
-            RetrieveRoute(self._follower, settings, metrics), make_app(memory), metrics
+            make_handlers(self._follower, settings, metrics), make_app(memory), metrics
         )
         self._server = _Server(
             uvicorn.Config(

@@ -1,0 +1,230 @@
+"""What every route of plain ASGI shares: the head, the body, the deadline, the problem.
+
+A handler gets a `Call`, whose body is whole and within its limits, and returns a `Reply`, or
+something that can be awaited for one. What it refuses with `RefusedRequest` becomes a problem.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from itertools import count
+from typing import Any, Final, NamedTuple, Protocol
+
+from twotower.serving.problems import CLOSE, Header, RefusedRequest, problem_body
+
+__all__ = [
+    "JSON",
+    "PROBLEM",
+    "Call",
+    "Handler",
+    "Limits",
+    "Receive",
+    "Reply",
+    "RequestIds",
+    "Scope",
+    "Send",
+    "Shedding",
+    "answer_call",
+    "check_head",
+    "header",
+    "problem_reply",
+    "read_body",
+    "send_reply",
+]
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+JSON: Final = b"application/json"
+PROBLEM: Final = b"application/problem+json"
+_MAX_TIMEOUT_MS: Final = 3_600_000
+_GIVEN_ID: Final = re.compile(rb"[A-Za-z0-9_.:-]{1,128}")
+
+
+class Limits(NamedTuple):
+    """What a route takes."""
+
+    body_bytes: int
+    body_s: float
+    """How long the body may take to arrive."""
+    media_types: tuple[bytes, ...] = (JSON,)
+    """A body must be declared as one of them: no page of another site can send such a request
+    unasked. Empty where no body is read."""
+
+
+class Call(NamedTuple):
+    """One request, read whole."""
+
+    body: bytes
+    request_id: str
+    values: Mapping[str, str]
+    """Of the places of its path, such as `generation`."""
+    deadline_s: float
+    """By `time.perf_counter`: after that, nobody waits for the answer."""
+    scope: Scope
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the client has given up."""
+        return time.perf_counter() >= self.deadline_s
+
+
+class Reply(NamedTuple):
+    """A whole answer."""
+
+    status: int
+    body: bytes
+    content_type: bytes = JSON
+    headers: tuple[Header, ...] = ()
+
+
+Handler = Callable[[Call], Reply | Awaitable[Reply]]
+
+
+class Shedding(Protocol):
+    """Who is told of requests whose work was not done."""
+
+    def request_shed(self, reason: str) -> None:
+        """Count one."""
+
+
+class RequestIds:
+    """Gives every request an ID: the client's where it sent a plain one, else a new one."""
+
+    def __init__(self) -> None:
+        self._prefix = secrets.token_hex(6)
+        self._numbers = count(1)
+
+    def of(self, given: bytes | None) -> str:
+        """Return the request's ID; `given` is its header."""
+        if given is not None and _GIVEN_ID.fullmatch(given):
+            return given.decode()
+        return f"{self._prefix}-{next(self._numbers):x}"
+
+
+class _Alarm:
+    """Cancels the task that made it after some time; far cheaper than a task of its own."""
+
+    def __init__(self, seconds: float) -> None:
+        self.rang = False
+        self._task = asyncio.current_task()
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._ring)
+
+    def _ring(self) -> None:
+        self.rang = True
+        if self._task is not None:
+            self._task.cancel()
+
+    def stop(self) -> None:
+        """Never ring."""
+        self._timer.cancel()
+
+
+async def answer_call(
+    handler: Handler,
+    limits: Limits,
+    shedding: Shedding,
+    scope: Scope,
+    values: Mapping[str, str],
+    receive: Receive,
+) -> Reply:
+    """Return the handler's reply; whatever is wrong with the request becomes a problem."""
+    arrived_s = time.perf_counter()
+    request_id: str = scope["state"]["request_id"]
+    try:
+        deadline_s = arrived_s + check_head(scope, limits)
+        body = await read_body(receive, limits)
+        if time.perf_counter() >= deadline_s:
+            shedding.request_shed("deadline")
+            raise RefusedRequest(504, "the time that the client gave passed before the work began")
+        reply = handler(Call(body, request_id, values, deadline_s, scope))
+        return reply if isinstance(reply, Reply) else await reply
+    except RefusedRequest as refused:
+        return problem_reply(refused, request_id)
+
+
+def problem_reply(refused: RefusedRequest, request_id: str) -> Reply:
+    """Return the answer to a request that was refused."""
+    content = problem_body(refused.status, refused.detail, request_id, refused.faults)
+    return Reply(refused.status, content, PROBLEM, refused.headers)
+
+
+def header(scope: Scope, wanted: bytes) -> bytes | None:
+    """Return the first header of that name."""
+    return next((bytes(value) for name, value in scope["headers"] if name == wanted), None)
+
+
+def check_head(scope: Scope, limits: Limits) -> float:
+    """Refuse what the head alone rules out; return the seconds that the client gives."""
+    timeout_s = float(_MAX_TIMEOUT_MS)
+    is_declared = not limits.media_types
+    for name, value in scope["headers"]:
+        if name == b"content-length" and int(value) > limits.body_bytes:
+            raise _too_large(limits.body_bytes)
+        if name == b"content-type":
+            is_declared = is_declared or _media_type(value) in limits.media_types
+        if name == b"content-encoding" and value.lower() != b"identity":
+            raise RefusedRequest(415, "expected a body without Content-Encoding")
+        if name == b"x-request-timeout-ms":
+            timeout_s = _timeout_s(value)
+    if not is_declared:
+        wanted = b" or ".join(limits.media_types[:2]).decode()
+        raise RefusedRequest(415, f"expected the header Content-Type: {wanted}")
+    return timeout_s
+
+
+def _media_type(value: bytes) -> bytes:
+    return value.split(b";")[0].strip().lower()
+
+
+def _timeout_s(value: bytes) -> float:
+    if not (value.isdigit() and len(value) <= 9 and int(value) <= _MAX_TIMEOUT_MS):
+        raise RefusedRequest(
+            400, f"expected whole milliseconds up to {_MAX_TIMEOUT_MS} in X-Request-Timeout-Ms"
+        )
+    return int(value) / 1000
+
+
+async def read_body(receive: Receive, limits: Limits) -> bytes:
+    """Return the body, if it is not longer than allowed and does not come later."""
+    parts, num_bytes = [], 0
+    alarm = _Alarm(limits.body_s)
+    try:
+        more = True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise RefusedRequest(400, "the client went away")
+            parts.append(message.get("body", b""))
+            num_bytes += len(parts[-1])
+            if num_bytes > limits.body_bytes:
+                raise _too_large(limits.body_bytes)
+            more = message.get("more_body", False)
+    except asyncio.CancelledError:
+        if not alarm.rang:
+            raise
+        detail = f"expected the whole body within {limits.body_s:g} s"
+        raise RefusedRequest(408, detail, headers=CLOSE) from None
+    finally:
+        alarm.stop()
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _too_large(limit_bytes: int) -> RefusedRequest:
+    return RefusedRequest(413, f"expected at most {limit_bytes} bytes", headers=CLOSE)
+
+
+async def send_reply(send: Send, reply: Reply) -> None:
+    """Send a whole answer."""
+    headers = [
+        (b"content-type", reply.content_type),
+        (b"content-length", str(len(reply.body)).encode()),
+        *reply.headers,
+    ]
+    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+    await send({"type": "http.response.body", "body": reply.body})
