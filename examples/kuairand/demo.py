@@ -2,8 +2,9 @@
 
     make demo
 
-Two processes on two cores: this one trains the two-tower and shows it, another trains its variants.
-It writes `demo-report.json` and `demo-recall.png` in the folder that it is started from.
+Processes share the cores: this one trains the two-tower, lets its live days happen and shows all,
+another trains the variants, a third fits the opponents. Writes `demo-report.json` and
+`demo-recall.png` in the folder that it is started from.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -81,21 +82,16 @@ def main() -> None:
     project = score.variant("two_tower")
     show_import(project)
     with tempfile.TemporaryDirectory() as folder:
-        others = Path(folder) / "others.npz"
-        worker = start_worker(others)
+        variants = Worker(OTHER_VARIANTS, Path(folder) / "variants.npz")
         days, manifests, segments = show_nights(project)
-        console.print("\nFitting the opponents on the same days …")
-        baselines = score.score_all_baselines(
-            score.FIRST_DAY, score.LAST_DAY, score.BASELINE_SETTINGS
-        )
-        wait_for(worker)
-        variants, _ = score.load(others)
-    models: dict[str, score.Days] = {"two_tower": days, **variants, **baselines}
+        console.print("\nThe live days, beside the opponents' fits on the same days …")
+        baselines = Worker(("baselines",), Path(folder) / "baselines.npz")
+        live_days = live.replay_live_days(project)
+        models = {"two_tower": days, **variants.scores(), **baselines.scores()}
     show_gates(ModelStore(project.data_path).open())
     show_days(models)
     show_summary(models)
     show_segments(segments)
-    live_days = live.replay_live_days(project)
     live.show_live_days(live_days, console)
     live.draw(live_days, project, Path("demo-recall.png"))
     report = {
@@ -125,18 +121,21 @@ def show_import(project: Project) -> None:
         console.print(f"  · {note}")
 
 
-def start_worker(out: Path) -> subprocess.Popen[bytes]:
-    """Train the variants in a process of their own."""
-    script = Path(score.__file__)
-    command = [sys.executable, str(script), *OTHER_VARIANTS, "--out", str(out)]
-    return subprocess.Popen(command, stderr=subprocess.PIPE)
+class Worker:
+    """Scores models in a process of its own."""
 
+    def __init__(self, models: Sequence[str], out: Path) -> None:
+        self._models = ", ".join(models)
+        self._out = out
+        command = [sys.executable, score.__file__, *models, "--out", str(out)]
+        self._process = subprocess.Popen(command, stderr=subprocess.PIPE)
 
-def wait_for(worker: subprocess.Popen[bytes]) -> None:
-    """Wait for the worker and stop if it failed."""
-    _, errors = worker.communicate()
-    if worker.returncode:
-        raise SystemExit(f"the variants could not be trained:\n{errors.decode()}")
+    def scores(self) -> dict[str, score.Days]:
+        """Wait for the process and return its models' days; stop if it failed."""
+        _, errors = self._process.communicate()
+        if self._process.returncode:
+            raise SystemExit(f"{self._models} could not be scored:\n{errors.decode()}")
+        return score.load(self._out)[0]
 
 
 def show_nights(

@@ -249,22 +249,19 @@ def _matrix(known: Interactions, history_weight: float, seen_weight: float) -> A
         from scipy.sparse import csr_matrix
     except ImportError as error:
         raise MissingExtra("scipy", "baselines", "this baseline") from error
-    history = _pairs(known.history_users, known.history_items, known.num_items)
-    seen = _pairs(known.seen_users, known.seen_items, known.num_items)
-    sources = [
-        (_pairs(known.users, known.items, known.num_items), 1.0),
-        (history, history_weight),
-        (np.setdiff1d(seen, history, assume_unique=True), seen_weight),
-    ]
-    pairs = np.concatenate([source for source, _ in sources])
-    weights = np.concatenate([np.full(len(source), weight) for source, weight in sources])
-    places = np.divmod(pairs, known.num_items)
     shape = (known.num_users, known.num_items)
-    matrix = csr_matrix((weights.astype(np.float32), places), shape=shape)
+
+    def pairs(users: IntArray, items: IntArray) -> Any:
+        counted = csr_matrix((np.ones(len(users), np.float32), (users, items)), shape=shape)
+        counted.data[:] = 1
+        return counted
+
+    matrix = pairs(known.users, known.items)
+    history = pairs(known.history_users, known.history_items)
+    if history_weight:
+        matrix = matrix + history * np.float32(history_weight)
+    if seen_weight:
+        seen = pairs(known.seen_users, known.seen_items)
+        matrix = matrix + (seen - seen.multiply(history)) * np.float32(seen_weight)
     matrix.eliminate_zeros()
     return matrix
-
-
-def _pairs(users: IntArray, items: IntArray, num_items: int) -> IntArray:
-    """Return the distinct pairs as one number each."""
-    return np.unique(users * num_items + items)

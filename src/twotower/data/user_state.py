@@ -85,10 +85,11 @@ def _emptied(lists: Ragged, is_emptied: npt.NDArray[np.bool_]) -> Ragged:
 def _distinct(lists: Ragged) -> Ragged:
     """Return the lists without repeated values; the last occurrence of a value stays."""
     owners = lists.owners()
-    newest_first = np.arange(len(owners))[::-1]
-    pairs = np.stack([owners, lists.values], axis=1)[newest_first]
-    _, first = np.unique(pairs, axis=0, return_index=True)
-    kept = np.sort(newest_first[first])
+    pairs = owners * (lists.values.max(initial=0) + 1) + lists.values
+    order = np.argsort(pairs, kind="stable")
+    is_last = np.ones(len(pairs), np.bool_)
+    is_last[:-1] = np.diff(pairs[order]) != 0
+    kept = np.sort(order[is_last])
     counts = np.bincount(owners[kept], minlength=len(lists.offsets) - 1).astype(np.int64)
     return Ragged(lists.values[kept], np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)]))
 
