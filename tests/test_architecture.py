@@ -95,7 +95,7 @@ ENGINES: Final[dict[str, tuple[str, ...]]] = {
     "orjson": ("serving.answer_json",),
     "pandas": ("data",),
     "polars": ("data", "cli.import_"),
-    "prometheus_client": ("serving.metrics",),
+    "prometheus_client": ("serving.metrics_page",),
     "pyarrow": ("data",),
     "pymilvus": ("index.milvus_server",),
     "rich": ("cli",),

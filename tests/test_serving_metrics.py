@@ -6,7 +6,8 @@ import os
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from twotower.serving.metrics import Metrics, render_metrics
+from twotower.serving.metrics import Metrics
+from twotower.serving.metrics_page import render_metrics
 from twotower.serving.shared_memory import CounterBlock, SharedMemory
 from twotower.serving.status import WorkerState, WorkerStatus
 

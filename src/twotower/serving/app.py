@@ -28,7 +28,8 @@ from twotower.serving.exchange import (
     send_reply,
 )
 from twotower.serving.handlers import Mounted
-from twotower.serving.metrics import CONTENT_TYPE_LATEST, Metrics, render_metrics
+from twotower.serving.metrics import Metrics
+from twotower.serving.metrics_page import CONTENT_TYPE_LATEST, render_metrics
 from twotower.serving.openapi import merged_document
 from twotower.serving.problems import Header, RefusedRequest, problem_body
 from twotower.serving.routes import ROUTES, Match, RouteTable
