@@ -13,13 +13,14 @@ import msgspec
 
 from twotower.data.event_log import EventLog, EventLogSettings, Fate, open_event_log
 from twotower.data.event_log.dead_letters import DeadLetters
+from twotower.data.event_log.receipt import Receipt, RejectedRow
 from twotower.data.event_log.rows import Refusal, Rows, decode_rows
 from twotower.data.events import MAX_NAMES, Event, IdKinds
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Intake", "Receipt", "RejectedRow"]
+__all__ = ["Intake"]
 
 _REASONS: Final = {
     Fate.CONFLICT: ("conflict", "another event is stored under this event_id; it stays"),
@@ -28,29 +29,6 @@ _REASONS: Final = {
         f"the log knows {MAX_NAMES} outcomes or stages already, and this one is new",
     ),
 }
-
-
-class RejectedRow(msgspec.Struct, frozen=True, kw_only=True):
-    """A row that was not stored."""
-
-    row: int
-    """Its place, counted from 0: in the array, or the line."""
-    code: str
-    """invalid, too_large, conflict or too_many_names."""
-    reason: str
-    """What was expected and found."""
-
-
-class Receipt(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of every row: a row that is named nowhere is stored and was new."""
-
-    accepted: int
-    """Rows that are stored: those stored now, and duplicates."""
-    duplicates: list[int]
-    """Rows that were stored before, or earlier in the same body."""
-    rejected: list[RejectedRow]
-    end_offset: int
-    """The log's end: a reader that has come so far has seen all accepted rows."""
 
 
 class Intake:
