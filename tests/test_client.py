@@ -44,6 +44,7 @@ from twotower.client.calls import Call
 from twotower.data.events import Event
 from twotower.publishing.store import ModelStore
 from twotower.serving.messages import RetrieveRequest
+from twotower.serving.routes import ROUTES
 
 Ask = Callable[..., Any]
 
@@ -103,6 +104,26 @@ def test_every_field_of_a_request_can_be_given() -> None:
     assert msgspec.json.decode(body, type=RetrieveRequest) == RetrieveRequest(
         user_id=1, k=5, **given
     )
+
+
+def test_a_batch_has_an_answer_or_a_problem_for_each(server: RunningServer, ask: Ask) -> None:
+    requests = [RetrieveRequest(user_id=USERS[3], k=2), RetrieveRequest(user_id="no number")]
+    answer = ask(server.url, "retrieve_batch", requests)
+    good, bad = answer.results
+    assert good.answer.candidates == ask(server.url, "retrieve", USERS[3], 2).candidates
+    assert bad.problem.status == 422
+    assert answer.generation == "g-000001"
+
+
+def test_every_call_is_a_route_of_the_server() -> None:
+    made: list[Call[Any]] = [
+        calls.retrieve(1),
+        calls.retrieve_batch([]),
+        calls.health(),
+        calls.readiness(),
+    ]
+    known = {(route.method, route.path) for route in ROUTES}
+    assert {(call.method, call.path) for call in made} <= known
 
 
 def test_a_wrong_field_is_named_by_its_path(server: RunningServer, ask: Ask) -> None:

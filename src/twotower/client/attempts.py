@@ -30,7 +30,7 @@ from twotower.client.errors import (
     Unavailable,
     error_of,
 )
-from twotower.serving.messages import Problem
+from twotower.serving.problems import Problem
 
 __all__ = ["Attempts", "Options"]
 

@@ -14,10 +14,16 @@ import msgspec
 
 from twotower.data.event_log.receipt import Receipt
 from twotower.data.events import Event
-from twotower.serving.messages import FeatureValue, RetrieveAnswer, RetrieveRequest
+from twotower.serving.messages import (
+    BatchAnswer,
+    BatchRequest,
+    FeatureValue,
+    RetrieveAnswer,
+    RetrieveRequest,
+)
 from twotower.serving.status import Readiness
 
-__all__ = ["Alive", "Call", "events", "health", "readiness", "retrieve"]
+__all__ = ["Alive", "Call", "events", "health", "readiness", "retrieve", "retrieve_batch"]
 
 T = TypeVar("T")
 _NDJSON: Final = "application/x-ndjson"
@@ -75,6 +81,18 @@ def retrieve(
         display=display,
     )
     return Call("POST", "/v1/retrieve", RetrieveAnswer, msgspec.json.encode(request))
+
+
+def retrieve_batch(requests: Iterable[RetrieveRequest]) -> Call[BatchAnswer]:
+    """Return the answers to several requests, in their order, all from one generation.
+
+    A request that is wrong costs the others nothing: each result has an answer or a problem.
+
+    Args:
+        requests: 1 to 256.
+    """
+    body = msgspec.json.encode(BatchRequest(requests=list(requests)))
+    return Call("POST", "/v1/retrieve:batch", BatchAnswer, body)
 
 
 def events(events: Iterable[Event]) -> Call[Receipt]:

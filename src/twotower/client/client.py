@@ -134,6 +134,7 @@ class Client(_Configured):
         return attempts.answer(response)
 
     retrieve = _blocking(calls.retrieve)
+    retrieve_batch = _blocking(calls.retrieve_batch)
     events = _blocking(calls.events)
     health = _blocking(calls.health)
     readiness = _blocking(calls.readiness)
@@ -180,6 +181,7 @@ class AsyncClient(_Configured):
         return attempts.answer(response)
 
     retrieve = _awaited(calls.retrieve)
+    retrieve_batch = _awaited(calls.retrieve_batch)
     events = _awaited(calls.events)
     health = _awaited(calls.health)
     readiness = _awaited(calls.readiness)

@@ -18,7 +18,7 @@ from __future__ import annotations
 from typing import Final
 
 from twotower.errors import TwoTowerError
-from twotower.serving.messages import Fault
+from twotower.serving.problems import Fault
 
 __all__ = [
     "ClientError",
