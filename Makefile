@@ -12,6 +12,8 @@ DEMO_INSTALLED := $(VENV)/.installed-demo
 DEV_INSTALLED := $(VENV)/.installed-dev
 ALL_INSTALLED := $(VENV)/.installed-all
 BENCH_INSTALLED := $(VENV)/.installed-bench
+# a file's tests share what is costly to make, so they stay in one process
+PYTEST := $(BIN)/python -m pytest tests -n auto --maxprocesses 4 --dist loadfile
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_ARGS)
 
 .DEFAULT_GOAL := help
@@ -69,13 +71,13 @@ tune: $(DEMO_INSTALLED) ## make the tuning tables again, on the tuning days only
 	@$(BIN)/python examples/kuairand/tune.py
 
 test: $(DEV_INSTALLED) ## the tests, at most 10 minutes on 2 cores
-	$(BIN)/python -m pytest tests -m "not slow" $(PYTEST_ARGS)
+	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
 
 test-effects: $(DEV_INSTALLED) ## break the code on purpose, formula by formula: the tests must notice
 	$(BIN)/python scripts/mutate.py tests/mutations.toml
 
 test-faults: $(DEV_INSTALLED) ## the long checks: slow tests, then test-effects; at most 15 minutes on 2 cores
-	$(BIN)/python -m pytest tests -m slow $(PYTEST_ARGS)
+	$(PYTEST) -m slow $(PYTEST_ARGS)
 	@$(MAKE) --no-print-directory test-effects
 
 check: $(DEV_INSTALLED) ## ruff, its formatting, and mypy in strict mode
