@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -189,17 +189,30 @@ class RunningServer:
 
 
 @contextlib.contextmanager
-def running_server(config: Path, *, workers: int = 1, wait: bool = True) -> Iterator[RunningServer]:
-    """Start `twotower serve` on a free port; killed at the end if it still runs."""
+def running_server(
+    config: Path,
+    *,
+    workers: int = 1,
+    wait: bool = True,
+    log: Path | None = None,
+    options: Sequence[str] = (),
+) -> Iterator[RunningServer]:
+    """Start `twotower serve` on a free port; killed at the end if it still runs.
+
+    Its log goes to the end of the file `log`, if one is given, down to debug lines.
+    """
     code = "from twotower.cli.app import main; main()"
-    options = ["-c", str(config), "--port", "0", "--workers", str(workers), "--json"]
+    given = ["-c", str(config), "--port", "0", "--workers", str(workers), "--json", *options]
+    stderr = None if log is None else os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     process = subprocess.Popen(
-        [sys.executable, "-c", code, "-q", "serve", *options],
+        [sys.executable, "-c", code, "-q" if log is None else "-v", "serve", *given],
         stdout=subprocess.PIPE,
-        stderr=None,
+        stderr=stderr,
         text=True,
         env=os.environ | {"PYTHONHASHSEED": "random"},
     )
+    if stderr is not None:
+        os.close(stderr)
     try:
         assert process.stdout is not None
         text = ""

@@ -30,7 +30,7 @@ def test_it_is_not_reachable_from_outside_unless_told(tmp_path: Path, host: str)
 
 def test_the_configured_host_is_checked_too(tmp_path: Path) -> None:
     config = write_project(tmp_path, more='host = "0.0.0.0"')
-    with pytest.raises(ConfigError, match=re.escape("found '0.0.0.0'")):
+    with pytest.raises(ConfigError, match=re.escape("can reach '0.0.0.0'")):
         serve(config)
 
 

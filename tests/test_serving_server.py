@@ -28,9 +28,7 @@ from serving_project import (
     write_project,
 )
 from twotower.data.ids import Id
-from twotower.errors import ConfigError
 from twotower.publishing.store import ModelStore
-from twotower.serving.server import check_reach
 
 K = 10
 References = dict[str, dict[Id, list[tuple[Id, float]]]]
@@ -326,15 +324,3 @@ def test_workers_end_with_their_server(tmp_path: Path) -> None:
         server.signal(signal.SIGKILL)
         server.process.wait(30)
         eventually(lambda: not any(map(is_running, pids)))
-
-
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1"])
-def test_other_machines_are_kept_out(host: str) -> None:
-    with pytest.raises(ConfigError, match="add --insecure"):
-        check_reach(host, insecure=False)
-    check_reach(host, insecure=True)
-
-
-@pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "localhost"])
-def test_this_machine_is_let_in(host: str) -> None:
-    check_reach(host, insecure=False)

@@ -60,16 +60,19 @@ def _fsync(path: Path, flags: int) -> None:
         os.close(descriptor)
 
 
-def replace_file(path: Path, content: bytes, at_step: Step = at_nothing) -> None:
+def replace_file(
+    path: Path, content: bytes, at_step: Step = at_nothing, *, mode: int = 0o644
+) -> None:
     """Make `content` the content of `path`: a reader sees the old bytes or the new, whole.
 
-    Writes `.NAME.new` beside it, fsyncs, renames, fsyncs the folder. The caller holds the lock.
-    Where the disk is full the old bytes stay, and nothing lies beside them.
+    Writes `.NAME.new` beside it with the permissions `mode`, fsyncs, renames, fsyncs the folder.
+    The caller holds the lock. Where the disk is full the old bytes stay, and nothing lies beside
+    them.
     """
     aside = path.with_name(f".{path.name}.new")
     aside.unlink(missing_ok=True)
     try:
-        _write_aside(aside, content, at_step)
+        _write_aside(aside, content, at_step, mode)
         os.rename(aside, path)
     except OSError:
         aside.unlink(missing_ok=True)
@@ -79,8 +82,8 @@ def replace_file(path: Path, content: bytes, at_step: Step = at_nothing) -> None
     at_step("fsync_folder")
 
 
-def _write_aside(aside: Path, content: bytes, at_step: Step) -> None:
-    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+def _write_aside(aside: Path, content: bytes, at_step: Step, mode: int) -> None:
+    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     with open(descriptor, "wb") as stream:
         stream.write(content)
         stream.flush()

@@ -47,7 +47,7 @@ def collect(
         typer.Option("--port", min=0, max=65535, help="0 takes a free one.", show_default="8081"),
     ] = None,
     insecure: Annotated[
-        bool, typer.Option("--insecure", help="Listen where other machines can reach it.")
+        bool, typer.Option("--insecure", help="Let other machines in without an API key.")
     ] = False,
     config: ConfigOption = DEFAULT_CONFIG,
     as_json: JsonOption = False,
@@ -59,18 +59,20 @@ def collect(
     import msgspec
 
     from twotower.config import load_project
-    from twotower.serving.server import check_reach
+    from twotower.serving.reach import check_reach
 
     project = load_project(config)
     given = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
     settings = msgspec.structs.replace(project.collector, **given)
-    check_reach(settings.host, insecure=insecure)
+    requires_key = check_reach(settings.host, project.data_path, insecure=insecure)
     try:
         from twotower.serving.collector_process import CollectorProcess
     except ImportError as error:
         raise MissingExtra(error.name or "uvicorn", "serve", "the collector") from error
     kinds = _project_kinds(project)
-    process = CollectorProcess(project.data_path, settings, project.event_log, kinds)
+    process = CollectorProcess(
+        project.data_path, settings, project.event_log, kinds, requires_key=requires_key
+    )
     if as_json:
         emit_json({"url": process.url})
     else:

@@ -30,7 +30,7 @@ def serve(
         typer.Option("--workers", min=1, max=256, help="Processes.", show_default="1"),
     ] = None,
     insecure: Annotated[
-        bool, typer.Option("--insecure", help="Listen where other machines can reach it.")
+        bool, typer.Option("--insecure", help="Let other machines in without an API key.")
     ] = False,
     config: ConfigOption = DEFAULT_CONFIG,
     as_json: JsonOption = False,
@@ -42,14 +42,17 @@ def serve(
     import msgspec
 
     from twotower.config import load_project
-    from twotower.serving.server import Server, check_reach
+    from twotower.serving.reach import check_reach
+    from twotower.serving.server import Server
 
     project = load_project(config)
     flags = {"host": host, "port": port, "workers": workers}
     given = {name: value for name, value in flags.items() if value is not None}
     settings = msgspec.structs.replace(project.serving, **given)
-    check_reach(settings.host, insecure=insecure)
-    server = Server(project.data_path, settings, project.join.positive_outcomes)
+    requires_key = check_reach(settings.host, project.data_path, insecure=insecure)
+    server = Server(
+        project.data_path, settings, project.join.positive_outcomes, requires_key=requires_key
+    )
     url = server.start()
     if as_json:
         output.emit_json({"url": url, "workers": settings.workers})

@@ -24,7 +24,7 @@ def register(app: typer.Typer) -> None:
 
 def up(
     insecure: Annotated[
-        bool, typer.Option("--insecure", help="Listen where other machines can reach it.")
+        bool, typer.Option("--insecure", help="Let other machines in without an API key.")
     ] = False,
     dry_run: DryRunOption = False,
     config: ConfigOption = DEFAULT_CONFIG,

@@ -20,7 +20,7 @@ from twotower.runtime.night_run import NightRunner
 from twotower.runtime.processes import ProcessSpec, night_table, process_table
 from twotower.runtime.schedule import NightSchedule
 from twotower.runtime.supervisor import Supervisor
-from twotower.serving.server import check_reach
+from twotower.serving.reach import check_reach
 
 __all__ = ["PlannedNights", "PlannedProcess", "UpPlan", "plan_up", "run_up"]
 
@@ -58,8 +58,8 @@ def plan_up(project: Project, options: Sequence[str] = (), *, insecure: bool = F
     """Return what would be started; nothing is.
 
     Raises:
-        ConfigError: an address is reachable by other machines and `insecure` was not given, or
-            ports do not fit.
+        ConfigError: an address is reachable by other machines, there is no API key and `insecure`
+            was not given; or ports do not fit.
         MissingExtra: APScheduler is not installed, and nights are wanted.
     """
     table = process_table(project, options, insecure=insecure)
@@ -69,7 +69,7 @@ def plan_up(project: Project, options: Sequence[str] = (), *, insecure: bool = F
         ("collect", project.collector.host, project.collector.port),
     ):
         if name in project.runtime.processes:
-            check_reach(host, insecure=insecure)
+            check_reach(host, project.data_path, insecure=insecure)
             urls[name] = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     return UpPlan(
         processes=[

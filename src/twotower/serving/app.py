@@ -27,6 +27,7 @@ from twotower.serving.exchange import (
     problem_reply,
     send_reply,
 )
+from twotower.serving.guard import Guard
 from twotower.serving.handlers import Mounted
 from twotower.serving.metrics import Metrics
 from twotower.serving.metrics_page import CONTENT_TYPE_LATEST, render_metrics
@@ -125,12 +126,15 @@ async def _internal_problem(request: Request, error: Exception) -> Response:
 class FrontDoor:
     """The application of one worker."""
 
-    def __init__(self, handlers: Mapping[str, Mounted], behind: FastAPI, metrics: Metrics) -> None:
+    def __init__(
+        self, handlers: Mapping[str, Mounted], behind: FastAPI, metrics: Metrics, guard: Guard
+    ) -> None:
         self.is_draining = False
         """Once set, every answer asks its client to open the next connection elsewhere."""
         self._handlers = handlers
         self._behind = behind
         self._metrics = metrics
+        self._guard = guard
         self._ids = RequestIds()
         self._table = RouteTable()
 
@@ -146,6 +150,8 @@ class FrontDoor:
         try:
             match = self._table.find(scope["method"], scope["path"], scope["raw_path"])
             outgoing.label = match.label
+            if match.route is not None:
+                self._guard.check(scope["headers"], match.route.scope)
             await self._answer(match, scope, receive, outgoing.send)
         except RefusedRequest as refused:
             await outgoing.refuse(refused)

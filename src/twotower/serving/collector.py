@@ -31,6 +31,7 @@ from twotower.serving.exchange import (
     problem_reply,
     send_reply,
 )
+from twotower.serving.guard import Guard
 from twotower.serving.problems import CLOSE, RefusedRequest
 from twotower.serving.settings import CollectorSettings
 
@@ -46,12 +47,13 @@ _PROBLEM_S: Final = 5.0
 class Collector:
     """The application. Every request is answered; a failure of ours is logged and becomes 500."""
 
-    def __init__(self, intake: Intake, settings: CollectorSettings) -> None:
+    def __init__(self, intake: Intake, settings: CollectorSettings, guard: Guard) -> None:
         """No thread runs before the first request."""
         self.is_draining = False
         """Once set, `/readyz` fails and every connection ends with its answer."""
         self._intake = intake
         self._settings = settings
+        self._guard = guard
         self._limits = Limits(settings.body_limit_bytes, settings.body_timeout_s, _TYPES)
         self._ids = RequestIds()
         self._writers = ThreadPoolExecutor(settings.writers, thread_name_prefix="writer")
@@ -82,6 +84,7 @@ class Collector:
         path, method = scope["path"], scope["method"]
         if path == "/v1/events":
             _expect(method, "POST")
+            self._guard.check(scope["headers"], "events")
             return await answer_call(self._collect, self._limits, self, scope, {}, receive)
         if path in ("/healthz", "/readyz"):
             _expect(method, "GET")

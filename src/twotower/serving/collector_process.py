@@ -13,6 +13,7 @@ import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 import uvicorn
 
@@ -20,10 +21,14 @@ from twotower.data.event_log.intake import Intake
 from twotower.data.event_log.settings import EventLogSettings
 from twotower.data.events import IdKinds
 from twotower.serving.collector import Collector
-from twotower.serving.server import bind
+from twotower.serving.guard import Guard
+from twotower.serving.reach import bind
 from twotower.serving.settings import CollectorSettings
 
 __all__ = ["CollectorProcess"]
+
+_LOOK_S: Final = 0.5
+"""How often the collector looks at the API keys."""
 
 
 class CollectorProcess:
@@ -35,8 +40,17 @@ class CollectorProcess:
         settings: CollectorSettings,
         log_settings: EventLogSettings,
         id_kinds: IdKinds | None,
+        *,
+        requires_key: bool = False,
     ) -> None:
         """Bind the address and open the log; events wait in the socket until `run`.
+
+        Args:
+            data_path: The project's data folder.
+            settings: How to collect.
+            log_settings: Of the event log.
+            id_kinds: What the imported IDs are; None before the first import.
+            requires_key: Refuse requests without a key, see `check_reach`.
 
         Raises:
             ConfigError: the address cannot be bound.
@@ -48,7 +62,8 @@ class CollectorProcess:
         except BaseException:
             self._listener.close()
             raise
-        self._collector = Collector(self._intake, settings)
+        self._guard = Guard(data_path, requires_key=requires_key)
+        self._collector = Collector(self._intake, settings, self._guard)
         self._server = _Server(
             uvicorn.Config(
                 self._collector,
@@ -79,6 +94,7 @@ class CollectorProcess:
         try:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self._drain)
+            self._guard.follow(loop, _LOOK_S)
             loop.run_until_complete(self._server.serve(sockets=[self._listener]))
         finally:
             loop.close()

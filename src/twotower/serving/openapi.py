@@ -16,6 +16,8 @@ __all__ = ["merged_document"]
 
 _PROBLEMS: Final = {
     400: "The body is no JSON, or a header or the path is malformed.",
+    401: "There is no API key, or none that is good.",
+    403: "The API key lacks the scope.",
     404: "There is nothing of this name.",
     405: "The path does not take this method.",
     408: "The body did not arrive in time.",
@@ -28,7 +30,12 @@ _PROBLEMS: Final = {
     504: "The deadline had passed; nothing was done.",
 }
 _OF_ALL: Final = (400, 405, 500, 504)
+_OF_KEYS: Final = (401, 403)
 _OF_BODIES: Final = (408, 413, 415, 422)
+_SECURITY_SCHEMES: Final = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+}
 _REQUEST_HEADERS: Final = (
     (
         "X-Request-Timeout-Ms",
@@ -63,7 +70,20 @@ def merged_document(document: Mapping[str, Any]) -> dict[str, Any]:
     for route in front:
         operations = paths.setdefault(route.path, {})
         operations[route.method.lower()] = _operation(route, of_kind)
-    return {**document, "paths": {**paths, **document["paths"]}, "components": components}
+    components["securitySchemes"] = _SECURITY_SCHEMES
+    paths |= document["paths"]
+    for route in ROUTES:
+        if route.scope != "open":
+            _ask_for_key(paths[route.path][route.method.lower()], route.scope)
+    return {**document, "paths": paths, "components": components}
+
+
+def _ask_for_key(operation: dict[str, Any], scope: str) -> None:
+    """Add what a route says that asks for a key; a project without keys asks for none."""
+    operation["security"] = [{}, {"bearer": []}, {"header": []}]
+    operation["responses"] |= {str(code): _problem(_PROBLEMS[code]) for code in _OF_KEYS}
+    text = f"A key needs the scope `{scope}`."
+    operation["description"] = f"{operation.get('description', '')} {text}".strip()
 
 
 def _operation(route: Route, of_kind: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final, Literal, NamedTuple
 from urllib.parse import unquote_to_bytes
 
+from twotower.serving.keys import KeyScope
 from twotower.serving.messages import (
     MAX_BATCH,
     MAX_K,
@@ -21,9 +22,9 @@ from twotower.serving.messages import (
 )
 from twotower.serving.problems import RefusedRequest
 
-__all__ = ["ROUTES", "KeyScope", "Match", "Route", "RouteTable"]
+__all__ = ["ROUTES", "Match", "Route", "RouteScope", "RouteTable"]
 
-KeyScope = Literal["open", "retrieve", "events", "admin", "metrics"]
+RouteScope = KeyScope | Literal["open"]
 Method = Literal["GET", "POST", "PUT", "DELETE"]
 
 
@@ -35,7 +36,7 @@ class Route(NamedTuple):
     method: Method
     path: str
     """With places such as `{generation}`, each a part between two slashes."""
-    scope: KeyScope
+    scope: RouteScope
     """What a key must allow; `open` asks for none."""
     summary: str
     description: str = ""

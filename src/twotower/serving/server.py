@@ -9,23 +9,22 @@ two looks. A worker that dies is replaced; its replacement loads first and then 
 from __future__ import annotations
 
 import gc
-import ipaddress
 import logging
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from twotower.errors import ConfigError, MissingExtra
+from twotower.errors import MissingExtra
+from twotower.serving.reach import bind
 from twotower.serving.settings import ServingSettings
 from twotower.serving.shared_memory import SharedMemory
 from twotower.serving.status import WorkerStatus
 
-__all__ = ["Server", "bind", "check_reach"]
+__all__ = ["Server"]
 
 _LOGGER: Final = logging.getLogger("twotower")
 _STOPPING: Final = {signal.SIGTERM, signal.SIGINT}
@@ -34,7 +33,6 @@ _TICK_S: Final = 1.0
 _STEADY_S: Final = 10.0
 _MAX_PAUSE_S: Final = 5.0
 _GRACE_S: Final = 2.0
-_BACKLOG: Final = 2048
 _THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -53,9 +51,19 @@ class Server:
         data_path: Path,
         settings: ServingSettings,
         positive_outcomes: Sequence[str] = ("click",),
+        *,
+        requires_key: bool = False,
     ) -> None:
-        """Nothing is bound or started yet; `positive_outcomes` of the event log are clicks."""
+        """Nothing is bound or started yet.
+
+        Args:
+            data_path: The project's data folder.
+            settings: How to serve.
+            positive_outcomes: Outcomes of the event log that count as clicks.
+            requires_key: Refuse requests without a key, see `check_reach`.
+        """
         self._data_path = data_path
+        self._requires_key = requires_key
         self._positive_outcomes = positive_outcomes
         self._settings = settings
         self._memory = SharedMemory(settings.workers)
@@ -161,7 +169,12 @@ class Server:
             os.setpgid(0, 0)  # Ctrl-C reaches the server alone, which forwards it
             os.close(self._held_end)
             worker = Worker(
-                self._data_path, self._settings, self._memory, slot, self._positive_outcomes
+                self._data_path,
+                self._settings,
+                self._memory,
+                slot,
+                self._positive_outcomes,
+                requires_key=self._requires_key,
             )
             worker.run(self._listener, self._lifeline, load_first=self._has_started)
             code = 0
@@ -170,54 +183,6 @@ class Server:
         finally:
             sys.stderr.flush()
             os._exit(code)
-
-
-def check_reach(host: str, *, insecure: bool) -> None:
-    """Refuse to be reachable from other machines, unless that was asked for.
-
-    Raises:
-        ConfigError: `host` is no address, or not of this machine alone.
-    """
-    if insecure:
-        return
-    addresses = {info[4][0] for info in _resolve(host, 0)}
-    if not all(
-        ipaddress.ip_address(str(address).split("%")[0]).is_loopback for address in addresses
-    ):
-        raise ConfigError(
-            f"expected an address of this machine such as 127.0.0.1, found {host!r}: everybody "
-            "who reaches it could ask; nothing was started; put a proxy with authentication in "
-            "front, or add --insecure"
-        )
-
-
-def _resolve(host: str, port: int) -> list[tuple[int, int, int, str, tuple[object, ...]]]:
-    try:
-        return list(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
-    except OSError as error:
-        raise ConfigError(f"expected an address to listen on, found {host!r}: {error}") from error
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """Return a socket that listens there and does not block.
-
-    Raises:
-        ConfigError: the address cannot be bound.
-    """
-    family, _, _, _, address = _resolve(host, port)[0]
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(_BACKLOG)
-    except OSError as error:
-        listener.close()
-        raise ConfigError(
-            f"cannot listen on {host} port {port}: {error.strerror}; nothing was started; "
-            "choose another with --port, or --port 0 for a free one"
-        ) from error
-    listener.setblocking(False)
-    return listener
 
 
 def _import_engines() -> None:

@@ -16,7 +16,7 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     """Where the server listens, how it follows what is live, and what it refuses."""
 
     host: str = "127.0.0.1"
-    """Address to listen on; anything but this machine needs `twotower serve --insecure`."""
+    """Address to listen on; beyond this machine there must be an API key, or `--insecure`."""
     port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 8080
     """0 takes a free one."""
     workers: Annotated[int, msgspec.Meta(ge=1, le=256)] = 1
@@ -24,7 +24,7 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     threads: Positive = 1
     """Threads of one tower call; more workers are better than more threads."""
     poll_s: Annotated[float, msgspec.Meta(gt=0, le=0.5)] = 0.25
-    """How often a worker looks at what is live."""
+    """How often a worker looks at what is live, and at the API keys."""
     retry_s: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 5.0
     """How long a generation that could not be loaded is left alone before the next attempt."""
     warm_requests: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 100
@@ -48,7 +48,7 @@ class CollectorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     """Where events are taken, and how many at once."""
 
     host: str = "127.0.0.1"
-    """Address to listen on; anything but this machine needs `twotower collect --insecure`."""
+    """Address to listen on; beyond this machine there must be an API key, or `--insecure`."""
     port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 8081
     """0 takes a free one."""
     body_limit_bytes: Positive = 8_000_000

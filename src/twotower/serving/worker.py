@@ -23,6 +23,7 @@ from typing import Final
 import uvicorn
 
 from twotower.serving.app import FrontDoor, make_app
+from twotower.serving.guard import Guard
 from twotower.serving.handlers import make_handlers
 from twotower.serving.metrics import Metrics
 from twotower.serving.reload import Follower
@@ -48,6 +49,8 @@ class Worker:
         memory: SharedMemory,
         slot: int,
         positive_outcomes: Sequence[str],
+        *,
+        requires_key: bool,
     ) -> None:
         """Make everything that answers; nothing is loaded and no thread runs yet.
 
@@ -57,14 +60,19 @@ class Worker:
             memory: Shared by all workers of the server.
             slot: Which of them this is.
             positive_outcomes: Outcomes of the event log that count as clicks.
+            requires_key: Refuse requests without a key, see `check_reach`.
         """
         self._settings = settings
+        self._guard = Guard(data_path, requires_key=requires_key)
         self._status = memory.status(slot)
         self._state: WorkerState = "starting"
         metrics = Metrics(CounterBlock(memory.counters(slot)))
         self._follower = Follower(data_path, settings, metrics, self._report, positive_outcomes)
         self._door = FrontDoor(
-            make_handlers(self._follower, settings, metrics), make_app(memory), metrics
+            make_handlers(self._follower, settings, metrics),
+            make_app(memory),
+            metrics,
+            self._guard,
         )
         self._server = _Server(
             uvicorn.Config(
@@ -111,6 +119,7 @@ class Worker:
         loop.add_signal_handler(signal.SIGINT, self.drain, 0.0)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD})
         loop.add_reader(lifeline, self._orphaned, lifeline)
+        self._guard.follow(loop, self._settings.poll_s)
         self._follower.start()
         await self._server.serve(sockets=[listener])
         self._follower.stop()
