@@ -25,10 +25,12 @@ import training_workload as workload
 from training_state import make_state, training_settings
 from twotower.checkpoint import Checkpoint
 from twotower.data.example_log import JoinedExamples, no_examples
-from twotower.publishing.delta import Delta, DeltaSpan, write_delta
-from twotower.publishing.delta_rows import DeltaRows, merge_rows
+from twotower.publishing.delta import Delta, DeltaSpan
+from twotower.publishing.delta_rows import DeltaRows
+from twotower.publishing.delta_writing import write_delta
 from twotower.publishing.generation import Generation
 from twotower.publishing.manifest import IndexEntry, Manifest, Trained, Window
+from twotower.serving.latest_rows import LatestRows
 from twotower.training.increment.settings import IncrementSettings
 from twotower.training.incremental_update import IncrementalUpdate
 
@@ -121,7 +123,8 @@ def delta(folder: Path, base: Checkpoint) -> dict[str, float | str | None]:
     generation = empty_generation(folder)
     made, written, applied, raw = [], [], [], []
     table.touched.note(rows_before)
-    served = update.take_delta_rows()
+    rows_of_before = update.take_delta_rows()
+    served = LatestRows().with_block(rows_of_before.user_ids, rows_of_before.user_embeddings)
     for number in range(5):
         moments = [time.perf_counter()]
         table.touched.note(rows)
@@ -129,7 +132,8 @@ def delta(folder: Path, base: Checkpoint) -> dict[str, float | str | None]:
         moments.append(time.perf_counter())
         path = publish(folder, generation, found, number)
         moments.append(time.perf_counter())
-        merge_rows(served, Delta.open(path).rows)
+        read = Delta.open(path).rows
+        served.with_block(read.user_ids, read.user_embeddings)
         moments.append(time.perf_counter())
         made.append(moments[1] - moments[0])
         written.append(moments[2] - moments[1])

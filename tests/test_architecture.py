@@ -56,7 +56,8 @@ LAYERS: Final[dict[str, Layer]] = {
     "generation": layer(
         "publishing.generation publishing.manifest publishing.store"
         " publishing.activation publishing.staging publishing.entities publishing.display"
-        " publishing.delta publishing.delta_files publishing.delta_rows publishing.retention"
+        " publishing.delta publishing.delta_files publishing.delta_manifest publishing.delta_rows"
+        " publishing.delta_writing publishing.retention"
         " publishing.item_register publishing.item_overlay",
         "errors settings entities",
     ),

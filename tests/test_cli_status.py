@@ -21,8 +21,9 @@ from twotower.data.event_log import open_event_log
 from twotower.data.events import Event
 from twotower.data.example_log.manifest import ExampleManifest, examples_path, write_manifest
 from twotower.durable import exclusive, is_held
-from twotower.publishing.delta import DeltaSpan, write_delta
+from twotower.publishing.delta import DeltaSpan
 from twotower.publishing.delta_rows import DeltaRows
+from twotower.publishing.delta_writing import write_delta
 from twotower.publishing.store import ModelStore
 from twotower.runtime.files import LOCK, runtime_folder
 from twotower.runtime.nights import NightBook, NightRecord

@@ -106,8 +106,9 @@ def test_a_newer_configuration_is_refused(folder: Path) -> None:
         load_project(config)
 
 
-def test_deltas_and_items_of_the_day_are_served_as_they_were(tmp_path: Path) -> None:
-    day = GOLDEN / "day-1"
+@pytest.mark.parametrize("name", ["day-1", "day-2"])
+def test_deltas_and_items_of_the_day_are_served_as_they_were(tmp_path: Path, name: str) -> None:
+    day = GOLDEN / name
     expected = msgspec.json.decode((day / "answers.json").read_bytes())
     data_path = shutil.copytree(GOLDEN / expected["base"] / "data", tmp_path / "data")
     for kind in ("deltas", "overlays"):

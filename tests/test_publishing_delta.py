@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,10 +23,10 @@ from twotower.publishing.delta import (
     list_deltas,
     newest_delta,
     read_deltas,
-    write_delta,
 )
 from twotower.publishing.delta_files import write_bytes
 from twotower.publishing.delta_rows import DeltaRows, merge_rows
+from twotower.publishing.delta_writing import write_delta
 from twotower.publishing.generation import Generation
 from twotower.publishing.manifest import MANIFEST, MANIFEST_DIGEST, digest_bytes
 from twotower.publishing.store import ModelStore
@@ -136,7 +137,7 @@ def test_a_gap_is_refused(base: Generation) -> None:
 def test_every_altered_byte_is_found(base: Generation) -> None:
     delta = write(base, rows_of([1, 2], [3]), 0, 5)
     files = sorted(path for path in delta.path.iterdir())
-    assert len(files) == 7
+    assert len(files) == 3
     for path in files:
         content = path.read_bytes()
         path.chmod(0o644)
@@ -156,12 +157,12 @@ def test_every_altered_byte_is_found(base: Generation) -> None:
 
 def test_missing_and_extra_files_are_found(base: Generation) -> None:
     delta = write(base, rows_of([1, 2], [3]), 0, 5)
-    (delta.path / "item_ids.npy").rename(delta.path / "other.npy")
+    (delta.path / "rows.bin").rename(delta.path / "other.bin")
     with pytest.raises(CorruptArtifact, match="found"):
         Delta.open(delta.path)
-    (delta.path / "other.npy").rename(delta.path / "item_ids.npy")
-    (delta.path / "more.npy").write_bytes(b"")
-    with pytest.raises(CorruptArtifact, match=r"more\.npy"):
+    (delta.path / "other.bin").rename(delta.path / "rows.bin")
+    (delta.path / "more.bin").write_bytes(b"")
+    with pytest.raises(CorruptArtifact, match=r"more\.bin"):
         Delta.open(delta.path)
 
 
@@ -172,16 +173,60 @@ def test_a_folder_under_another_name_is_refused(base: Generation) -> None:
         Delta.open(delta.path.with_name("d-000007"))
 
 
-def test_a_newer_format_is_refused(base: Generation) -> None:
-    delta = write(base, rows_of([1]), 0, 5)
+def rewrite_manifest(delta: Delta, **changes: Any) -> None:
+    """With a digest that fits."""
     manifest = json.loads((delta.path / MANIFEST).read_bytes())
-    content = json.dumps(manifest | {"format_version": 2}).encode()
+    content = json.dumps(manifest | changes).encode()
     for name in (MANIFEST, MANIFEST_DIGEST):
         (delta.path / name).unlink()
     write_bytes(delta.path / MANIFEST, content)
     write_bytes(delta.path / MANIFEST_DIGEST, f"{digest_bytes(content)}  {MANIFEST}\n".encode())
-    with pytest.raises(CorruptArtifact, match="reads 1 to 1"):
+
+
+def test_a_newer_format_is_refused(base: Generation) -> None:
+    delta = write(base, rows_of([1]), 0, 5)
+    rewrite_manifest(delta, format_version=3)
+    with pytest.raises(CorruptArtifact, match="reads 1 to 2"):
         Delta.open(delta.path)
+
+
+@pytest.mark.parametrize(
+    ("change", "finding"),
+    [
+        ({"start": 1 << 20}, "does not hold its arrays"),
+        ({"shape": [1 << 40, 1 << 40]}, "does not hold its arrays"),
+        ({"shape": [3]}, "expected"),
+        ({"dtype": "<i8"}, "float32"),
+        ({"dtype": "|O"}, "damaged"),
+        ({"shape": [-1]}, "damaged"),
+        (None, "expected the arrays"),
+    ],
+)
+def test_arrays_that_the_file_does_not_hold_are_refused(
+    base: Generation, change: dict[str, Any] | None, finding: str
+) -> None:
+    """The manifest is whole and says what cannot be."""
+    delta = write(base, rows_of([1, 2], [3]), 0, 5)
+    arrays = json.loads((delta.path / MANIFEST).read_bytes())["arrays"]
+    if change is None:
+        del arrays["user_embeddings"]
+    else:
+        arrays["user_embeddings"] |= change
+    rewrite_manifest(delta, arrays=arrays)
+    with pytest.raises(CorruptArtifact, match=finding):
+        Delta.open(delta.path)
+
+
+def test_rows_are_mapped_and_cannot_be_changed(base: Generation) -> None:
+    write(base, rows_of([1, 2], [3], 0.5), 0, 5)
+    (read,) = read_deltas(data_path(base), base)
+    shutil.rmtree(read.path)  # a prune; whoever still answers from it keeps its pages
+    assert read.rows.user_embeddings.tolist() == [[0.5] * 3] * 2
+    for array in read.rows:
+        assert not array.flags.owndata
+        assert array.ctypes.data % 64 == 0
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 0
 
 
 @pytest.mark.parametrize(
@@ -193,14 +238,22 @@ def test_a_newer_format_is_refused(base: Generation) -> None:
         rows_of([1])._replace(user_embeddings=np.zeros((2, 3), np.float32)),
         rows_of([1], value=np.nan),
         rows_of([], [1], value=np.inf),
+        rows_of([1, 2], value=np.inf)._replace(
+            user_embeddings=np.array([[np.inf] * 3, [-np.inf] * 3], np.float32)
+        ),
     ],
-    ids=["descending", "twice", "items", "shape", "nan", "infinite"],
+    ids=["descending", "twice", "items", "shape", "nan", "infinite", "cancelling"],
 )
 def test_rows_that_cannot_be_served_are_never_written(base: Generation, rows: DeltaRows) -> None:
     write(base, rows_of([1]), 0, 5)
     with pytest.raises(CorruptArtifact):
         write(base, rows, 5, 6)
     assert len(list_deltas(data_path(base), base.name)) == 1
+
+
+def test_large_numbers_are_finite(base: Generation) -> None:
+    """Their sum of squares is not."""
+    write(base, rows_of([1], value=3e38), 0, 5)
 
 
 def test_newer_rows_win_when_deltas_are_merged() -> None:
@@ -214,6 +267,9 @@ def test_newer_rows_win_when_deltas_are_merged() -> None:
     assert not nothing
     assert merge_rows(nothing, older).user_ids.tolist() == [1, 4, 9]
     assert merge_rows(older, nothing).user_ids.tolist() == [1, 4, 9]
+    items = merge_rows(older, newer).without_users()
+    assert (len(items.user_ids), len(items.user_embeddings)) == (0, 0)
+    assert items.item_ids.tolist() == [1, 2]
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -242,7 +298,7 @@ def _rows(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def test_one_writer_at_a_time(base: Generation, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("twotower.publishing.delta._LOCK_TIMEOUT_S", 0.0)
+    monkeypatch.setattr("twotower.publishing.delta_writing._LOCK_TIMEOUT_S", 0.0)
 
     def write_inside(step: str) -> None:
         with pytest.raises(NotReady, match="writing a delta"):

@@ -31,7 +31,8 @@ from twotower.publishing.day_items import (
     restore_items,
     withdraw_items,
 )
-from twotower.publishing.delta import Delta, DeltaSpan, delta_folder, read_deltas, write_delta
+from twotower.publishing.delta import Delta, DeltaSpan, delta_folder, read_deltas
+from twotower.publishing.delta_writing import write_delta
 from twotower.publishing.encoding import Encoder
 from twotower.publishing.generation import Generation
 from twotower.publishing.item_overlay import overlay_folder
@@ -205,7 +206,7 @@ def test_deltas_that_were_dropped_meanwhile_are_gone_with_the_next_activation(da
         assert day.looked().retrieve(user, 5).candidates == fresh.retrieve(user, 5).candidates
 
 
-@pytest.mark.parametrize("member", ["user_embeddings.npy", "manifest.json", "item_vectors.npy"])
+@pytest.mark.parametrize("member", ["rows.bin", "manifest.json"])
 def test_a_damaged_delta_is_refused_and_the_one_before_served(day: Day, member: str) -> None:
     publish_delta(day.store, day.name, 1)
     damaged = publish_delta(day.store, day.name, 2)
@@ -505,6 +506,10 @@ def test_an_item_of_the_day_has_its_newer_row_and_its_features(day: Day) -> None
     assert _vector(first.with_items(items), item) == pytest.approx(expected, abs=1e-6)
     alone = Retriever.open(day.path).with_items(items)
     assert _vector(alone, item) != pytest.approx(expected, abs=1e-3)
+    later = alone.with_deltas([delta])
+    assert _vector(later, item) == pytest.approx(expected, abs=1e-6)
+    searched_anew = later.with_rows(rows_over(later, items=[9_000_000]))
+    assert _vector(searched_anew, item) == pytest.approx(expected, abs=1e-6)
 
 
 def _vector(retriever: Retriever, item: int) -> np.ndarray:

@@ -13,8 +13,9 @@ from tiny_checkpoint import CUT_MS, external_ids, tiny_checkpoint
 from twotower.data.ids import Id, IdKind
 from twotower.errors import CorruptArtifact, LineageError
 from twotower.index.settings import IndexSettings
-from twotower.publishing.delta import Delta, DeltaSpan, read_deltas, write_delta
-from twotower.publishing.delta_rows import DeltaRows
+from twotower.publishing.delta import Delta, DeltaSpan, read_deltas
+from twotower.publishing.delta_rows import DeltaRows, merge_rows
+from twotower.publishing.delta_writing import write_delta
 from twotower.publishing.publisher import publish
 from twotower.publishing.store import ModelStore
 from twotower.serving.retriever import Retriever
@@ -155,6 +156,31 @@ def test_written_deltas_are_applied_in_their_order(retriever: Retriever, tmp_pat
             retriever.with_deltas(wrong)
     with pytest.raises(LineageError, match="deltas apply in their order"):
         memory.with_deltas(read_deltas(tmp_path, retriever.base))
+
+
+def test_a_search_does_not_depend_on_how_the_rows_came(retriever: Retriever) -> None:
+    """Known items, new ones, known ones again: as if all had been laid at once."""
+    parts = [
+        rows_over(retriever, [BUSY_USER], [ITEMS[20], ITEMS[30]], seed=1),
+        rows_over(retriever, [], [ITEMS[20], 9_000_000, 9_000_005], seed=2),
+        rows_over(retriever, [], [ITEMS[21], 9_000_000], seed=3),
+        rows_over(retriever, [BUSY_USER], [9_000_002], seed=4),
+        rows_over(retriever, [BUSY_USER], seed=5),
+    ]
+    after, merged = retriever, rows_over(retriever)
+    for part in parts:
+        after, merged = after.with_rows(part), merge_rows(merged, part)
+        at_once = retriever.with_rows(merged)
+        for user in (BUSY_USER, USERS[4]):
+            found = after.retrieve(user, k=100, include_seen=True).candidates
+            assert found == at_once.retrieve(user, k=100, include_seen=True).candidates
+        assert len(after.index) == len(at_once.index)
+
+
+def test_a_delta_without_items_leaves_the_index_alone(retriever: Retriever) -> None:
+    first = retriever.with_rows(rows_over(retriever, [BUSY_USER], [ITEMS[20]]))
+    second = first.with_rows(rows_over(retriever, [USERS[4]], seed=1))
+    assert second.index is first.index
 
 
 def test_a_delta_of_another_base_is_refused(retriever: Retriever, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import mmap
 import os
 import stat
 import time
@@ -27,6 +28,7 @@ __all__ = [
     "fsync_file",
     "fsync_folder",
     "is_held",
+    "map_regular",
     "member_files",
     "read_regular",
     "replace_file",
@@ -35,6 +37,8 @@ __all__ = [
 Step = Callable[[str], None]
 
 _CHUNK_BYTES: Final = 1 << 20
+_POPULATE: Final = getattr(mmap, "MAP_POPULATE", 0)
+"""Fault all pages in at once: the whole file is about to be read."""
 _READ: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
@@ -117,6 +121,23 @@ def read_regular(path: Path, max_bytes: int) -> bytes:
     if len(content) > max_bytes:
         raise CorruptArtifact(f"expected at most {max_bytes} bytes in {path}, found more")
     return content
+
+
+def map_regular(path: Path) -> mmap.mmap | bytes:
+    """Return the bytes of the plain file `path`, mapped read-only; no bytes of an empty one.
+
+    Pages are shared with every other process that maps the file, and nothing is copied.
+
+    Raises:
+        CorruptArtifact: it is missing, a link or no plain file.
+    """
+    descriptor = _open_regular(path)
+    try:
+        if not os.fstat(descriptor).st_size:
+            return b""
+        return mmap.mmap(descriptor, 0, prot=mmap.PROT_READ, flags=mmap.MAP_SHARED | _POPULATE)
+    finally:
+        os.close(descriptor)
 
 
 def digest_file(path: Path) -> tuple[int, str]:

@@ -28,7 +28,8 @@ from twotower.data.example_log import ExampleLog
 from twotower.durable import exclusive
 from twotower.errors import NotReady
 from twotower.progress import SILENT, Progress
-from twotower.publishing.delta import DELTAS, Delta, DeltaSpan, newest_delta, write_delta
+from twotower.publishing.delta import DELTAS, Delta, DeltaSpan, newest_delta
+from twotower.publishing.delta_writing import write_delta
 from twotower.publishing.generation import Generation
 from twotower.publishing.manifest import check_name, is_name
 from twotower.publishing.store import ModelStore

@@ -16,8 +16,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from twotower.publishing.day_items import add_items, withdraw_items
-from twotower.publishing.delta import DeltaSpan, write_delta
+from twotower.publishing.delta import DeltaSpan
 from twotower.publishing.delta_rows import DeltaRows
+from twotower.publishing.delta_writing import write_delta
 from twotower.publishing.item_register import DayItem
 from twotower.serving.day import DayFollower, LogReader, NoCounts
 from twotower.serving.retriever import Retriever

@@ -52,12 +52,13 @@ class _Snapshot(NamedTuple):
     """What was upserted since; disjoint from what is left of `base`."""
 
     def without(self, ids: IntArray) -> _Snapshot:
-        gone = np.union1d(self.gone, self.base.known(ids))
-        return self._replace(gone=gone, added=self.added.without(ids))
+        return self._masked(ids)._replace(added=self.added.without(ids))
 
     def with_items(self, ids: IntArray, vectors: FloatArray) -> _Snapshot:
-        kept = self.without(ids)
-        return kept._replace(added=kept.added.with_items(ids, vectors))
+        return self._masked(ids)._replace(added=self.added.with_items(ids, vectors))
+
+    def _masked(self, ids: IntArray) -> _Snapshot:
+        return self._replace(gone=np.union1d(self.gone, self.base.known(ids)))
 
     def allowing(self, allowed: BoolArray | IntArray) -> _Snapshot:
         """Return only what may be returned; copies it."""

@@ -62,13 +62,15 @@ class _Snapshot(NamedTuple):
         return int(np.count_nonzero(self.live)) + len(self.added.ids)
 
     def without(self, ids: IntArray) -> _Snapshot:
-        live = self.live.copy()
-        live[self.base.known(ids)] = False
-        return self._replace(live=live, added=self.added.without(ids))
+        return self._masked(ids)._replace(added=self.added.without(ids))
 
     def with_items(self, ids: IntArray, vectors: FloatArray) -> _Snapshot:
-        kept = self.without(ids)
-        return kept._replace(added=kept.added.with_items(ids, vectors))
+        return self._masked(ids)._replace(added=self.added.with_items(ids, vectors))
+
+    def _masked(self, ids: IntArray) -> _Snapshot:
+        live = self.live.copy()
+        live[self.base.known(ids)] = False
+        return self._replace(live=live)
 
 
 class FrozenIndex(TunableIndex):

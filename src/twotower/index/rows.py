@@ -60,8 +60,12 @@ class VectorRows(NamedTuple):
 
     def with_items(self, ids: IntArray, vectors: FloatArray) -> VectorRows:
         """Return the set with items added or replaced; of a repeated label the last one wins."""
-        kept = self.without(ids)
-        return make_rows(np.concatenate([kept.ids, ids]), np.concatenate([kept.vectors, vectors]))
+        distinct, last = _last_of_each(np.concatenate([self.ids, ids]))
+        merged = np.empty((len(last), self.vectors.shape[1]), np.float32)
+        is_new = last >= len(self.ids)
+        merged[is_new] = vectors[last[is_new] - len(self.ids)]
+        merged[~is_new] = self.vectors[last[~is_new]]
+        return VectorRows(distinct, merged)
 
     def allowed_rows(self, allowed: BoolArray | IntArray) -> IntArray:
         """Return the rows whose labels are allowed, ascending; see `VectorIndex.search`."""
@@ -133,9 +137,14 @@ class VectorRows(NamedTuple):
 
 def make_rows(ids: IntArray, vectors: FloatArray) -> VectorRows:
     """Return a set of labelled vectors; of a repeated label the last one wins."""
-    _, last = np.unique(ids[::-1], return_index=True)
-    order = len(ids) - 1 - last
-    return VectorRows(ids[order], vectors[order])
+    distinct, last = _last_of_each(ids)
+    return VectorRows(distinct, vectors[last])
+
+
+def _last_of_each(ids: IntArray) -> tuple[IntArray, IntArray]:
+    """Return the distinct labels, ascending, and where each of them is last."""
+    distinct, first = np.unique(ids[::-1], return_index=True)
+    return distinct, len(ids) - 1 - first
 
 
 def empty_rows(dimensions: int) -> VectorRows:

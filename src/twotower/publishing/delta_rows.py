@@ -5,6 +5,7 @@ Legend: `n` users, `m` items, `D` vector dimension (the popularity coordinate in
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy.typing as npt
 from twotower.data.schema import IdArray
 from twotower.errors import CorruptArtifact
 
-__all__ = ["DeltaRows", "merge_rows"]
+__all__ = ["DeltaRows", "merge_by_id", "merge_rows"]
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -41,6 +42,10 @@ class DeltaRows(NamedTuple):
         none = np.zeros((0, id_dim), np.float32)
         return cls(user_ids[:0], none, item_ids[:0], none, np.zeros((0, dim), np.float32))
 
+    def without_users(self) -> DeltaRows:
+        """Return the items' rows alone."""
+        return self._replace(user_ids=self.user_ids[:0], user_embeddings=self.user_embeddings[:0])
+
     def __bool__(self) -> bool:
         return bool(len(self.user_ids) or len(self.item_ids))
 
@@ -64,19 +69,26 @@ class DeltaRows(NamedTuple):
                     f"expected {where} to hold ascending, distinct IDs, found others; nothing of "
                     "it was used"
                 )
-        if not all(np.isfinite(values).all() for values in (self.user_embeddings, *self[3:])):
+        if not all(_are_finite(values) for values in (self.user_embeddings, *self[3:])):
             raise CorruptArtifact(
                 f"expected finite numbers in {where}, found others; nothing of it was used"
             )
         return self
 
 
+def _are_finite(values: FloatArray) -> bool:
+    """Return whether all numbers are finite, in one pass where their sum of squares is."""
+    flat = values.reshape(-1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(np.dot(flat, flat)) or np.isfinite(flat).all())
+
+
 def merge_rows(older: DeltaRows, newer: DeltaRows) -> DeltaRows:
     """Return the rows of both, those of `newer` where both name an ID; ascending again."""
-    user_ids, (user_embeddings,) = _merge(
+    user_ids, (user_embeddings,) = merge_by_id(
         older.user_ids, [older.user_embeddings], newer.user_ids, [newer.user_embeddings]
     )
-    item_ids, (item_embeddings, item_vectors) = _merge(
+    item_ids, (item_embeddings, item_vectors) = merge_by_id(
         older.item_ids,
         [older.item_embeddings, older.item_vectors],
         newer.item_ids,
@@ -85,9 +97,20 @@ def merge_rows(older: DeltaRows, newer: DeltaRows) -> DeltaRows:
     return DeltaRows(user_ids, user_embeddings, item_ids, item_embeddings, item_vectors)
 
 
-def _merge(
-    older_ids: IdArray, older: list[FloatArray], newer_ids: IdArray, newer: list[FloatArray]
-) -> tuple[IdArray, list[FloatArray]]:
+def merge_by_id(
+    older_ids: IdArray,
+    older: Sequence[npt.NDArray[Any]],
+    newer_ids: IdArray,
+    newer: Sequence[npt.NDArray[Any]],
+) -> tuple[IdArray, Sequence[npt.NDArray[Any]]]:
+    """Return the IDs of both, ascending, and of each of several arrays the rows that go with them.
+
+    Args:
+        older_ids: ascending and distinct.
+        older: arrays of a row an ID each.
+        newer_ids: ascending and distinct.
+        newer: the same arrays for those; they win where both name an ID.
+    """
     if len(older_ids) == 0 or len(newer_ids) == 0:
         return (newer_ids, newer) if len(newer_ids) else (older_ids, older)
     place = np.searchsorted(older_ids, newer_ids)

@@ -26,7 +26,8 @@ from twotower.errors import NotReady
 from twotower.increments import begin_update
 from twotower.nightly import run_night
 from twotower.progress import SILENT, Progress
-from twotower.publishing.delta import Delta, DeltaSpan, read_deltas, write_delta
+from twotower.publishing.delta import Delta, DeltaSpan, read_deltas
+from twotower.publishing.delta_writing import write_delta
 from twotower.publishing.generation import Generation
 from twotower.publishing.store import ModelStore
 from twotower.replay.comparison import LIVE_KS

@@ -24,6 +24,7 @@ from twotower.publishing.encoding import Encoder
 from twotower.publishing.generation import Generation
 from twotower.serving.day_items import DayItems
 from twotower.serving.known_items import KnownItems
+from twotower.serving.latest_rows import LatestRows
 
 __all__ = ["OpenedGeneration", "Overlay"]
 
@@ -45,8 +46,10 @@ class Overlay:
     """Rows over a base, and what is searched with them."""
 
     base: OpenedGeneration
+    users: LatestRows
+    """Of all deltas so far, the newest row of each user."""
     rows: DeltaRows | None
-    """Of all deltas so far, the newest of each ID; None before the first."""
+    """The items' rows of all deltas so far, the newest of each; None before the first."""
     delta: DeltaMark | None
     """The last delta that is in `rows`."""
     newest_event_time_ms: int
@@ -63,7 +66,16 @@ class Overlay:
         """Return an overlay that changes nothing."""
         manifest, items = base.generation.manifest, base.encoder.items
         nothing = DayItems.none(items.ids, manifest.vector_dim)
-        return cls(base, None, None, manifest.window.cut_ms, nothing, base.index, items.ids[:0])
+        return cls(
+            base=base,
+            users=LatestRows(),
+            rows=None,
+            delta=None,
+            newest_event_time_ms=manifest.window.cut_ms,
+            items=nothing,
+            index=base.index,
+            added=items.ids[:0],
+        )
 
     def after(self, deltas: Iterable[Delta]) -> Overlay:
         """Return the overlay with the deltas that follow, in their order.
@@ -72,14 +84,12 @@ class Overlay:
             LineageError: one was made for another generation, or is not the next.
             CorruptArtifact: its rows do not fit the generation.
         """
-        last, newest_ms, rows = self.delta, self.newest_event_time_ms, self.rows
+        after, last, newest_ms = self, self.delta, self.newest_event_time_ms
         for delta in deltas:
             last = delta.check_follows(self.base.generation, last).mark
             newest_ms = max(newest_ms, delta.manifest.span.newest_event_time_ms)
-            rows = self._merged(rows, delta.rows)
-        if last == self.delta:
-            return self
-        return replace(self, rows=rows, delta=last, newest_event_time_ms=newest_ms)._searchable()
+            after = after._laid(delta.rows)
+        return self if last == self.delta else after._as_of(last, newest_ms)
 
     def without_deltas(self) -> Overlay:
         """Return the overlay with the items of the day alone."""
@@ -93,8 +103,7 @@ class Overlay:
         """
         last = DeltaMark(self.delta.sequence + 1 if self.delta else 1, "")
         newest_ms = max(self.newest_event_time_ms, newest_event_time_ms)
-        merged = self._merged(self.rows, rows)
-        return replace(self, rows=merged, delta=last, newest_event_time_ms=newest_ms)._searchable()
+        return self._laid(rows)._as_of(last, newest_ms)
 
     def after_items(self, items: DayItems) -> Overlay:
         """Return the overlay with other items of the day."""
@@ -106,11 +115,37 @@ class Overlay:
         changed = items.changed_since(self.items)
         return replace(after, rows=changed.encoded(self.base.encoder, self.rows))._searchable()
 
-    def _merged(self, older: DeltaRows | None, newer: DeltaRows) -> DeltaRows:
-        """Return the rows of both; an item of the day keeps its features under its newer row."""
+    def _as_of(self, last: DeltaMark | None, newest_event_time_ms: int) -> Overlay:
+        return replace(self, delta=last, newest_event_time_ms=newest_event_time_ms)
+
+    def _laid(self, newer: DeltaRows) -> Overlay:
+        """Return this with the rows of a delta; what it does not name is not looked at.
+
+        An item of the day keeps its features under its newer row.
+        """
         _check_fit(newer, self.base)
-        newer = self.items.encoded(self.base.encoder, newer)
-        return newer if older is None else merge_rows(older, newer)
+        users = self.users.with_block(newer.user_ids, newer.user_embeddings)
+        if not len(newer.item_ids):
+            return replace(self, users=users)
+        newer = self.items.encoded(self.base.encoder, newer).without_users()
+        rows = newer if self.rows is None else merge_rows(self.rows, newer)
+        return replace(self, users=users, rows=rows)._searched_anew(newer)
+
+    def _searched_anew(self, newer: DeltaRows) -> Overlay:
+        """Return this with an index that has the vectors of a delta too."""
+        numbers = KnownItems(self.base.encoder.items, self.added)
+        changed = numbers.positions_of(newer.item_ids)
+        if (changed < 0).any():
+            return self._searchable()  # an item is new: those behind it get other numbers
+        index = self.index.fork()
+        index.upsert(changed, newer.item_vectors)
+        self._withdraw(index, numbers)
+        return replace(self, index=index)
+
+    def _withdraw(self, index: VectorIndex, numbers: KnownItems) -> None:
+        gone = numbers.positions_of(self.items.withdrawn)
+        if (gone >= 0).any():
+            index.delete(gone[gone >= 0])
 
     def _searchable(self) -> Overlay:
         """Return this with the index that follows from its rows and items."""
@@ -120,9 +155,7 @@ class Overlay:
         numbers = KnownItems(known, added)
         if len(item_ids):
             index.upsert(numbers.positions_of(item_ids), vectors)
-        gone = numbers.positions_of(self.items.withdrawn)
-        if (gone >= 0).any():
-            index.delete(gone[gone >= 0])
+        self._withdraw(index, numbers)
         return replace(self, index=index, added=added)
 
     def _searched(self) -> tuple[IdArray, FloatArray]:
@@ -137,10 +170,7 @@ class Overlay:
 
     def user_embedding(self, user: IdArray) -> FloatArray | None:
         """Return the newer row of a user, `[1, id_dim]`; `user` has one element."""
-        if self.rows is None:
-            return None
-        place = int(lookup(self.rows.user_ids, None, user)[0])
-        return None if place < 0 else self.rows.user_embeddings[place][None]
+        return self.users.find(user)
 
 
 def _check_fit(rows: DeltaRows, base: OpenedGeneration) -> None:

@@ -37,6 +37,6 @@ class RowOwners:
         """Return the positions of the rows' IDs, in ascending order of the IDs: `int64[t]`."""
         positions = self._position[rows]
         positions = positions[positions != _NOBODY]
-        order: IntArray = np.argsort(self._ids.ids[positions], kind="stable")
+        order: IntArray = np.argsort(self._ids.ids[positions])  # distinct: any sort will do
         found: IntArray = positions[order]
         return found
