@@ -87,7 +87,8 @@ def write_arrays(
     for name, array in arrays.items():
         stored = _stored(array)
         padding = -end % _ALIGNMENT
-        found[name] = StoredArray(end + padding, stored.dtype.str, stored.shape)
+        entry = {"start": end + padding, "dtype": stored.dtype.str, "shape": stored.shape}
+        found[name] = msgspec.convert(entry, StoredArray)
         parts += [bytes(padding), stored.reshape(-1).view(np.uint8).data]
         end += padding + stored.nbytes
     return write_bytes(path, *parts), found
