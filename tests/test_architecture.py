@@ -43,7 +43,7 @@ LAYERS: Final[dict[str, Layer]] = {
     "metrics": layer("metrics", "errors"),
     "entities": layer(
         "data.schema data.ids data.features data.feature_fields data.feature_values data.user_state"
-        " data.popularity data.events data.event_log",
+        " data.popularity data.events data.event_log data.example_log.manifest",
         "errors settings",
     ),
     "data": layer("data", "errors settings entities"),
@@ -98,7 +98,7 @@ ENGINES: Final[dict[str, tuple[str, ...]]] = {
     "orjson": ("serving.answer_json",),
     "pandas": ("data",),
     "polars": ("data", "cli.import_"),
-    "prometheus_client": ("serving.metrics_page",),
+    "prometheus_client": ("serving.metrics_page", "serving.project_metrics"),
     "pyarrow": ("data",),
     "pymilvus": ("index.milvus_server",),
     "rich": ("cli",),

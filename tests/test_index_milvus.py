@@ -154,7 +154,8 @@ def test_a_lost_server_is_one_clear_error_or_a_counted_scan(tmp_path: Path) -> N
     assert np.allclose(found.scores, exact.scores, atol=1e-5)
     assert isinstance(scanning, FrozenIndex)
     assert isinstance(scanning.native, Remote)
-    assert scanning.native.lost_searches == 1
+    assert (scanning.lost_searches, scanning.fork().lost_searches) == (1, 1)
+    assert (refusing.lost_searches, ExactIndex.build(ids, vectors).lost_searches) == (0, 0)
     with pytest.raises(NotReady, match="did not do what was asked"):
         open_index(tmp_path / "index")
 

@@ -424,6 +424,7 @@ def test_metrics_count_what_was_asked_over_all_workers(server: RunningServer) ->
     assert server.metric("twotower_inflight_requests") == 1  # that one
     assert server.metric("twotower_generation_info", generation="g-000001") == 1
     assert server.metric("twotower_publish_total", kind="full", result="ok") == 1
+    assert server.metric("twotower_gate_passed", generation="live", metric="finite") == 1
 
 
 def test_no_metric_names_a_user(server: RunningServer) -> None:

@@ -120,6 +120,18 @@ def test_the_generation_is_that_of_the_worker_furthest_behind() -> None:
     assert found["process_resident_memory_bytes",] > 0
 
 
-def test_nothing_measured_is_an_empty_text() -> None:
-    memory = SharedMemory(1)
-    assert render_metrics(memory, 0.0) == b""
+def test_what_never_happened_is_0_where_that_can_be_said() -> None:
+    assert samples(SharedMemory(1)) == {
+        ("twotower_unknown_users_total",): 0,
+        ("twotower_index_lost_searches_total",): 0,
+    }
+
+
+def test_searches_that_were_lost_are_counted_once() -> None:
+    memory, (one, other) = make(2)
+    for metrics, told in ((one, (2, 5, 5)), (other, (1,))):
+        for num_lost in told:
+            metrics.searches_lost("g-000001", num_lost)
+    assert samples(memory)["twotower_index_lost_searches_total",] == 6
+    one.searches_lost("g-000002", 1)
+    assert samples(memory)["twotower_index_lost_searches_total",] == 7

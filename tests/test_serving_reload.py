@@ -10,6 +10,7 @@ import pytest
 
 from serving_project import UNKNOWN_USER, USERS, damage, eventually, publish_marked
 from twotower.data.ids import Id
+from twotower.index import VectorIndex
 from twotower.publishing.activation import read_current, write_current
 from twotower.publishing.store import ModelStore
 from twotower.serving import reload
@@ -54,8 +55,11 @@ class Project:
         return activation.generation, activation.sequence
 
     def publishes(self, result: str) -> float:
+        return self.counted("twotower_publish_total", f'"full","{result}"')
+
+    def counted(self, name: str, labels: str = "") -> float:
         counters = read_counters(self._memory.counters(0))
-        return counters.get(f'["twotower_publish_total",["full","{result}"],""]', 0.0)
+        return counters.get(f'["{name}",[{labels}],""]', 0.0)
 
 
 @pytest.fixture
@@ -84,6 +88,18 @@ def test_it_follows_activations_and_roll_backs(project: Project) -> None:
     assert (project.publishes("ok"), project.publishes("rolled_back")) == (2, 1)
     project.follower.tick()
     assert project.changes == 3
+
+
+def test_searches_that_an_index_lost_are_counted_through_a_swap(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, num_lost in ((1, 3), (2, 2)):
+        project.publish(number)
+        project.follower.tick()
+        monkeypatch.setattr(VectorIndex, "lost_searches", num_lost)
+        project.follower.tick_day()
+        project.follower.tick_day()
+    assert project.counted("twotower_index_lost_searches_total") == 5
 
 
 def test_the_newest_of_several_activations_is_followed(project: Project) -> None:

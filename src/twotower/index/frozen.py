@@ -108,6 +108,12 @@ class FrozenIndex(TunableIndex):
         return self._snapshot.num_items()
 
     @property
+    def lost_searches(self) -> int:
+        """See `VectorIndex.lost_searches`; forks share the engine, and so the number."""
+        native = self._snapshot.native
+        return 0 if native is None else self._engine.lost_searches(native)
+
+    @property
     def engine_name(self) -> str:
         """As the settings name it."""
         return self._engine.name

@@ -104,6 +104,11 @@ class VectorIndex(ABC):
     @abstractmethod
     def __len__(self) -> int: ...
 
+    @property
+    def lost_searches(self) -> int:
+        """How many searches an engine elsewhere did not answer, so that all items were scanned."""
+        return 0
+
     def fork(self) -> VectorIndex:
         """Return an index of the same items that is changed apart from this one.
 

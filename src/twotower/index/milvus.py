@@ -118,6 +118,10 @@ class Milvus(NativeEngine):
             return np.full((len(queries), depth), PADDING, np.int64)
         return thinned(rows, how)
 
+    def lost_searches(self, native: Remote) -> int:
+        """See `NativeEngine.lost_searches`."""
+        return native.lost_searches
+
     def write(self, native: Remote, path: Path) -> None:
         """See `NativeEngine.write`: where the collection is; its vectors stay there."""
         path.write_bytes(msgspec.json.encode(native.pointer))

@@ -64,6 +64,10 @@ class NativeEngine(ABC):
         Changes nothing, so that any number of threads may search.
         """
 
+    def lost_searches(self, native: Any) -> int:
+        """See `VectorIndex.lost_searches`."""
+        return 0
+
     @abstractmethod
     def write(self, native: Any, path: Path) -> None:
         """Write the native index to `path`.

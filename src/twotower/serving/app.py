@@ -33,6 +33,7 @@ from twotower.serving.metrics import Metrics
 from twotower.serving.metrics_page import CONTENT_TYPE_LATEST, render_metrics
 from twotower.serving.openapi import merged_document
 from twotower.serving.problems import Header, RefusedRequest, problem_body
+from twotower.serving.project_metrics import ProjectMetrics
 from twotower.serving.routes import ROUTES, Match, RouteTable
 from twotower.serving.shared_memory import SharedMemory
 from twotower.serving.status import Readiness, WorkerStatus, readiness
@@ -56,7 +57,7 @@ _TEXT: Final[dict[int | str, dict[str, Any]]] = {
 }
 
 
-def make_app(memory: SharedMemory) -> FastAPI:
+def make_app(memory: SharedMemory, project: ProjectMetrics | None = None) -> FastAPI:
     """Return all routes that do not have to be fast, and the document of all that there are."""
     app = FastAPI(
         title="twotower",
@@ -67,14 +68,14 @@ def make_app(memory: SharedMemory) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    _add_health(app, memory)
+    _add_health(app, memory, project)
     _add_documents(app)
     app.add_exception_handler(HTTPException, _http_problem)
     app.add_exception_handler(Exception, _internal_problem)
     return app
 
 
-def _add_health(app: FastAPI, memory: SharedMemory) -> None:
+def _add_health(app: FastAPI, memory: SharedMemory, project: ProjectMetrics | None) -> None:
     @app.get("/healthz", summary=_SUMMARIES["healthz"])
     async def healthz() -> dict[str, str]:
         return {"status": "alive"}
@@ -86,8 +87,9 @@ def _add_health(app: FastAPI, memory: SharedMemory) -> None:
         return Response(msgspec.json.encode(found), code, media_type=_JSON)
 
     @app.get("/metrics", summary=_SUMMARIES["metrics"], responses=_TEXT)
-    async def metrics() -> Response:
-        return Response(render_metrics(memory, time.time()), media_type=CONTENT_TYPE_LATEST)
+    def metrics() -> Response:  # in a thread: it reads files
+        text = render_metrics(memory, time.time(), project)
+        return Response(text, media_type=CONTENT_TYPE_LATEST)
 
 
 def _add_documents(app: FastAPI) -> None:

@@ -13,6 +13,7 @@ __all__ = [
     "DEFINITIONS",
     "IN_FLIGHT",
     "ITEMS",
+    "LOST_SEARCHES",
     "PUBLISHES",
     "PUBLISH_SECONDS",
     "REQUESTS",
@@ -74,6 +75,10 @@ UNKNOWN_USERS: Final = Definition(
 UNSEEN_VALUES: Final = Definition(
     "twotower_feature_oov_total", "counter", "Feature values never seen in training.", ("feature",)
 )
+LOST_SEARCHES: Final = Definition(
+    "twotower_index_lost_searches_total", "counter",
+    "Searches that an index elsewhere did not answer; all items were scanned instead.",
+)  # fmt: skip
 PUBLISHES: Final = Definition(
     "twotower_publish_total", "counter",
     "Activations and deltas that the server followed, or refused.", ("kind", "result"), (), True,
@@ -86,7 +91,7 @@ DEFINITIONS: Final = {
     definition.name: definition
     for definition in (
         *(REQUESTS, REQUEST_SECONDS, STAGE_SECONDS, ITEMS, TOP_SCORE, IN_FLIGHT, SHED),
-        *(UNKNOWN_USERS, UNSEEN_VALUES, PUBLISHES, PUBLISH_SECONDS),
+        *(UNKNOWN_USERS, UNSEEN_VALUES, LOST_SEARCHES, PUBLISHES, PUBLISH_SECONDS),
     )
 }
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from twotower.serving.metric_definitions import (
     IN_FLIGHT,
     ITEMS,
+    LOST_SEARCHES,
     PUBLISH_SECONDS,
     PUBLISHES,
     REQUEST_SECONDS,
@@ -37,6 +38,7 @@ class Metrics:
         self._block = block
         self._publishing = threading.Lock()
         self._places: dict[tuple[str, ...], int] = {}
+        self._lost = ("", 0)
         self._rows: dict[tuple[str, ...], list[int]] = {}
         self._in_flight = block.place(counter_name(IN_FLIGHT.name, (), ""))
         block.values[self._in_flight] = 0.0
@@ -70,6 +72,13 @@ class Metrics:
             elif reason.startswith("feature:") and reason.endswith("=unseen"):
                 self._add(UNSEEN_VALUES, reason[len("feature:") : -len("=unseen")])
 
+    def searches_lost(self, generation: str, num_lost: int) -> None:
+        """Count what an index lost since it was last told; a new generation's begins at 0."""
+        known = self._lost[1] if self._lost[0] == generation else 0
+        self._lost = (generation, num_lost)
+        if num_lost > known:
+            self._add(LOST_SEARCHES, by=num_lost - known)
+
     def publish_ended(self, kind: str, result: str) -> None:
         """Count an activation or a delta that was taken over or refused."""
         with self._publishing:
@@ -80,12 +89,12 @@ class Metrics:
         with self._publishing:
             self._observe(PUBLISH_SECONDS, seconds, kind, phase)
 
-    def _add(self, definition: Definition, *labels: str) -> None:
+    def _add(self, definition: Definition, *labels: str, by: int = 1) -> None:
         place = self._places.get((definition.name, *labels))
         if place is None:
             place = self._block.place(counter_name(definition.name, labels, ""))
             self._places[(definition.name, *labels)] = place
-        self._block.values[place] += 1
+        self._block.values[place] += by
 
     def _observe(self, definition: Definition, value: float, *labels: str) -> None:
         row = self._rows.get((definition.name, *labels))

@@ -19,16 +19,21 @@ from prometheus_client.core import (
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from twotower.serving.metric_definitions import DEFINITIONS, ITEMS, UNKNOWN_USERS, Definition
+from twotower.serving.project_metrics import ProjectMetrics
 from twotower.serving.shared_memory import SharedMemory, read_counters
 from twotower.serving.status import WorkerStatus
 
 __all__ = ["CONTENT_TYPE_LATEST", "render_metrics"]
 
 
-def render_metrics(memory: SharedMemory, now_s: float) -> bytes:
+def render_metrics(
+    memory: SharedMemory, now_s: float, project: ProjectMetrics | None = None
+) -> bytes:
     """Return the text that Prometheus scrapes, over all workers of the server."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Workers(memory, now_s))
+    if project is not None:
+        registry.register(project)
     return generate_latest(registry)
 
 
@@ -43,7 +48,10 @@ class _Workers:
         """Return every metric that has a number."""
         merged = self._merged()
         for definition in DEFINITIONS.values():
-            if rows := merged.get(definition.name):
+            rows = merged.get(definition.name)
+            if rows is None and definition.kind == "counter" and not definition.labels:
+                rows = {(): {"": 0.0}}  # else the first time it counts would be no increase
+            if rows:
                 yield _family(definition, rows)
         statuses = [status for status in self._memory.statuses(WorkerStatus) if status]
         yield from _unknown_ratio(merged)

@@ -134,6 +134,7 @@ class Follower:
             return
         problem = self.problem
         retriever = served.day.advance(served.retriever)
+        self._metrics.searches_lost(retriever.generation, retriever.index.lost_searches)
         with self._swapping:
             if self.served is not None and self.served.day is served.day:  # none was swapped in
                 self.served = self.served._replace(retriever=retriever)

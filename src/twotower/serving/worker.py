@@ -26,6 +26,7 @@ from twotower.serving.app import FrontDoor, make_app
 from twotower.serving.guard import Guard
 from twotower.serving.handlers import make_handlers
 from twotower.serving.metrics import Metrics
+from twotower.serving.project_metrics import ProjectMetrics
 from twotower.serving.reload import Follower
 from twotower.serving.settings import ServingSettings
 from twotower.serving.shared_memory import CounterBlock, SharedMemory
@@ -70,7 +71,7 @@ class Worker:
         self._follower = Follower(data_path, settings, metrics, self._report, positive_outcomes)
         self._door = FrontDoor(
             make_handlers(self._follower, settings, metrics),
-            make_app(memory),
+            make_app(memory, ProjectMetrics(data_path)),
             metrics,
             self._guard,
         )

@@ -19,7 +19,7 @@ from twotower.data.event_log.settings import EventLogSettings
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["DeadLetter", "DeadLetters"]
+__all__ = ["DeadLetter", "DeadLetters", "has_dead_letters"]
 
 _FORMAT_VERSION: Final = 1
 _KEPT_BYTES: Final = 4096
@@ -63,7 +63,7 @@ class DeadLetters:
             CorruptArtifact: the file is something else, or of a newer format.
             NotReady: it cannot be opened.
         """
-        self._path = data_path / "events" / "rejected.sqlite"
+        self._path = _path(data_path)
         self._keep_rows = settings.rejected_rows
         self._database = open_database(
             self._path, _SCHEMA, _FORMAT_VERSION, settings.lock_timeout_s
@@ -131,3 +131,12 @@ class DeadLetters:
         with self._lock, reported(self._path):
             rows = self._database.execute("SELECT code, rows FROM counts ORDER BY code").fetchall()
         return dict(rows)
+
+
+def has_dead_letters(data_path: Path) -> bool:
+    """Return whether a row was ever refused; whoever only reads does not make the table."""
+    return _path(data_path).exists()
+
+
+def _path(data_path: Path) -> Path:
+    return data_path / "events" / "rejected.sqlite"
