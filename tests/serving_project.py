@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -34,6 +35,7 @@ __all__ = [
     "eventually",
     "publish_marked",
     "reference",
+    "reply_on",
     "running_server",
     "write_project",
 ]
@@ -54,16 +56,26 @@ time = {{ column = "time", unit = "s" }}
 [serving]
 poll_s = {poll_s}
 drain_delay_s = {drain_delay_s}
+max_wait_s = {max_wait_s}
 {more}
 """
 
 
 def write_project(
-    folder: Path, *, poll_s: float = 0.02, drain_delay_s: float = 0.0, more: str = ""
+    folder: Path,
+    *,
+    poll_s: float = 0.02,
+    drain_delay_s: float = 0.0,
+    max_wait_s: float = 20.0,
+    more: str = "",
 ) -> Path:
-    """A project's TOML file; its data is in `twotower-data` beside it."""
+    """A project's TOML file; its data is in `twotower-data` beside it.
+
+    Requests may wait long, so that a busy machine is not taken for overload.
+    """
     path = folder / "twotower.toml"
-    path.write_text(_PROJECT.format(poll_s=poll_s, drain_delay_s=drain_delay_s, more=more))
+    given = {"poll_s": poll_s, "drain_delay_s": drain_delay_s, "max_wait_s": max_wait_s}
+    path.write_text(_PROJECT.format(**given, more=more))
     return path
 
 
@@ -130,6 +142,14 @@ def ask(
     given = {} if content is None else {"Content-Type": "application/json"}
     connection.request(method, path, content, {**given, **(headers or {})})
     response = connection.getresponse()
+    found = {name.lower(): value for name, value in response.getheaders()}
+    return Reply(response.status, found, response.read())
+
+
+def reply_on(connection: socket.socket) -> Reply:
+    """The next answer on a connection, read to its end."""
+    response = http.client.HTTPResponse(connection)
+    response.begin()
     found = {name.lower(): value for name, value in response.getheaders()}
     return Reply(response.status, found, response.read())
 

@@ -110,7 +110,7 @@ ENGINES: Final[dict[str, tuple[str, ...]]] = {
     "threadpoolctl": ("baselines",),
     "torch": ("model", "training", "checkpoint", "publishing.trainer_vectors"),
     "typer": ("cli",),
-    "uvicorn": ("serving.worker", "serving.collector_process"),
+    "uvicorn": ("serving.worker", "serving.collector_process", "serving.protocol"),
     "xxhash": ("data", "publishing.delta_files"),
 }
 """Where each third-party engine may be imported while the program runs."""

@@ -23,6 +23,7 @@ from twotower.publishing.store import ModelStore
 from twotower.serving.exchange import Call
 from twotower.serving.messages import MAX_BATCH
 from twotower.serving.metrics import Metrics
+from twotower.serving.overload import Overload
 from twotower.serving.reload import Follower
 from twotower.serving.retrieve_route import RetrieveRoute
 from twotower.serving.settings import ServingSettings
@@ -79,9 +80,10 @@ class Batch:
     def __init__(self, folder: Path) -> None:
         self.store = ModelStore(folder / "twotower-data")
         metrics = Metrics(CounterBlock(SharedMemory(1).counters(0)))
-        self.follower = Follower(folder / "twotower-data", ServingSettings(), metrics)
+        settings = ServingSettings()
+        self.follower = Follower(folder / "twotower-data", settings, metrics)
         self.follower.tick()
-        self.route = RetrieveRoute(self.follower, metrics)
+        self.route = RetrieveRoute(self.follower, metrics, Overload(settings, metrics))
 
     def call(self, number: int, seconds: float = 60.0) -> Call:
         requests = [{"user_id": UNKNOWN_USER, "k": 1}] * number

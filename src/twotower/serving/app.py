@@ -32,6 +32,7 @@ from twotower.serving.handlers import Mounted
 from twotower.serving.metrics import Metrics
 from twotower.serving.metrics_page import CONTENT_TYPE_LATEST, render_metrics
 from twotower.serving.openapi import merged_document
+from twotower.serving.overload import Overload
 from twotower.serving.problems import Header, RefusedRequest, problem_body
 from twotower.serving.project_metrics import ProjectMetrics
 from twotower.serving.routes import ROUTES, Match, RouteTable
@@ -129,7 +130,12 @@ class FrontDoor:
     """The application of one worker."""
 
     def __init__(
-        self, handlers: Mapping[str, Mounted], behind: FastAPI, metrics: Metrics, guard: Guard
+        self,
+        handlers: Mapping[str, Mounted],
+        behind: FastAPI,
+        metrics: Metrics,
+        guard: Guard,
+        overload: Overload,
     ) -> None:
         self.is_draining = False
         """Once set, every answer asks its client to open the next connection elsewhere."""
@@ -137,6 +143,8 @@ class FrontDoor:
         self._behind = behind
         self._metrics = metrics
         self._guard = guard
+        self._overload = overload
+        self._unshed = _Unshed(metrics)
         self._ids = RequestIds()
         self._table = RouteTable()
 
@@ -166,7 +174,9 @@ class FrontDoor:
     async def _answer(self, match: Match, scope: Scope, receive: Receive, send: Send) -> None:
         mounted = self._handlers.get(match.route.name) if match.route else None
         if mounted is not None:
-            reply = await answer_call(*mounted, self._metrics, scope, match.values, receive)
+            is_sheddable = match.route is not None and match.route.scope == "retrieve"
+            admission = self._overload if is_sheddable else self._unshed
+            reply = await answer_call(*mounted, admission, scope, match.values, receive)
             await send_reply(send, reply)
         elif match.route is None and match.allowed:
             headers = ((b"allow", match.allowed.encode()),)
@@ -180,6 +190,20 @@ class FrontDoor:
         if trace is not None and _TRACE.fullmatch(trace):
             headers = (*headers, (b"traceparent", trace))
         return (*headers, (b"connection", b"close")) if self.is_draining else headers
+
+
+class _Unshed:
+    """Admits what operators ask for, also under overload."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def admit(self, state: Mapping[str, Any]) -> None:
+        """Let everybody in."""
+
+    def request_shed(self, reason: str) -> None:
+        """Count a request whose deadline had passed."""
+        self._metrics.request_shed(reason)
 
 
 def _given(scope: Scope) -> tuple[bytes | None, bytes | None]:

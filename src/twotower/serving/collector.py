@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -90,6 +91,9 @@ class Collector:
             _expect(method, "GET")
             return self._health() if path == "/readyz" else Reply(200, b'{"status":"alive"}')
         raise RefusedRequest(404, "expected /v1/events, /healthz or /readyz")
+
+    def admit(self, state: Mapping[str, Any]) -> None:
+        """Let everybody in: bodies that wait for the disk are bounded by their bytes."""
 
     def request_shed(self, reason: str) -> None:
         """Count nothing: the collector has no numbers of its own."""

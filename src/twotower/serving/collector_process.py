@@ -22,6 +22,7 @@ from twotower.data.event_log.settings import EventLogSettings
 from twotower.data.events import IdKinds
 from twotower.serving.collector import Collector
 from twotower.serving.guard import Guard
+from twotower.serving.protocol import ConnectionLimits, protocol_with
 from twotower.serving.reach import bind
 from twotower.serving.settings import CollectorSettings
 
@@ -67,7 +68,13 @@ class CollectorProcess:
         self._server = _Server(
             uvicorn.Config(
                 self._collector,
-                http="httptools",
+                http=protocol_with(
+                    ConnectionLimits(
+                        settings.header_limit_bytes,
+                        settings.header_timeout_s,
+                        settings.max_connections,
+                    )
+                ),
                 loop="uvloop",
                 ws="none",
                 lifespan="off",
@@ -88,7 +95,7 @@ class CollectorProcess:
 
     def run(self) -> None:
         """Take events until a signal, then finish what arrived and close the log."""
-        logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
         loop_factory = self._server.config.get_loop_factory()
         loop = loop_factory() if loop_factory else asyncio.new_event_loop()
         try:

@@ -19,6 +19,7 @@ from twotower.serving.problems import CLOSE, Header, RefusedRequest, problem_bod
 __all__ = [
     "JSON",
     "PROBLEM",
+    "Admission",
     "Call",
     "Handler",
     "Limits",
@@ -27,7 +28,6 @@ __all__ = [
     "RequestIds",
     "Scope",
     "Send",
-    "Shedding",
     "answer_call",
     "check_head",
     "header",
@@ -86,8 +86,15 @@ class Reply(NamedTuple):
 Handler = Callable[[Call], Reply | Awaitable[Reply]]
 
 
-class Shedding(Protocol):
-    """Who is told of requests whose work was not done."""
+class Admission(Protocol):
+    """Who lets requests begin their work, and is told of those whose work was not done."""
+
+    def admit(self, state: Mapping[str, Any]) -> None:
+        """Let one begin, by what `scope["state"]` says of it.
+
+        Raises:
+            RefusedRequest: more is asked than can be done.
+        """
 
     def request_shed(self, reason: str) -> None:
         """Count one."""
@@ -128,20 +135,22 @@ class _Alarm:
 async def answer_call(
     handler: Handler,
     limits: Limits,
-    shedding: Shedding,
+    admission: Admission,
     scope: Scope,
     values: Mapping[str, str],
     receive: Receive,
 ) -> Reply:
     """Return the handler's reply; whatever is wrong with the request becomes a problem."""
-    arrived_s = time.perf_counter()
-    request_id: str = scope["state"]["request_id"]
+    state = scope["state"]
+    arrived_s = state.get("read_s") or time.perf_counter()
+    request_id: str = state["request_id"]
     try:
         deadline_s = arrived_s + check_head(scope, limits)
         body = await read_body(receive, limits)
         if time.perf_counter() >= deadline_s:
-            shedding.request_shed("deadline")
+            admission.request_shed("deadline")
             raise RefusedRequest(504, "the time that the client gave passed before the work began")
+        admission.admit(state)
         reply = handler(Call(body, request_id, values, deadline_s, scope))
         return reply if isinstance(reply, Reply) else await reply
     except RefusedRequest as refused:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from twotower.serving.exchange import Handler, Limits
 from twotower.serving.metrics import Metrics
+from twotower.serving.overload import Overload
 from twotower.serving.reload import Follower
 from twotower.serving.retrieve_route import RetrieveRoute
 from twotower.serving.settings import ServingSettings
@@ -22,10 +23,10 @@ class Mounted(NamedTuple):
 
 
 def make_handlers(
-    follower: Follower, settings: ServingSettings, metrics: Metrics
+    follower: Follower, settings: ServingSettings, metrics: Metrics, overload: Overload
 ) -> Mapping[str, Mounted]:
     """Return the handlers of the routes in front of the framework, by the routes' names."""
-    retrieve = RetrieveRoute(follower, metrics)
+    retrieve = RetrieveRoute(follower, metrics, overload)
     limits = Limits(settings.body_limit_bytes, settings.body_timeout_s)
     handlers: dict[str, Handler] = {
         "retrieve": retrieve.retrieve,

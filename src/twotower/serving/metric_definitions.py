@@ -14,6 +14,7 @@ __all__ = [
     "IN_FLIGHT",
     "ITEMS",
     "LOST_SEARCHES",
+    "OVERLOAD",
     "PUBLISHES",
     "PUBLISH_SECONDS",
     "REQUESTS",
@@ -69,6 +70,10 @@ IN_FLIGHT: Final = Definition("twotower_inflight_requests", "gauge", "Requests b
 SHED: Final = Definition(
     "twotower_shed_requests_total", "counter", "Requests refused unanswered.", ("reason",)
 )
+OVERLOAD: Final = Definition(
+    "twotower_overload_degraded_total", "counter",
+    "Answers that overload made cheaper, by how.", ("step",),
+)  # fmt: skip
 UNKNOWN_USERS: Final = Definition(
     "twotower_unknown_users_total", "counter", "Answers for users that the generation lacks."
 )
@@ -91,7 +96,7 @@ DEFINITIONS: Final = {
     definition.name: definition
     for definition in (
         *(REQUESTS, REQUEST_SECONDS, STAGE_SECONDS, ITEMS, TOP_SCORE, IN_FLIGHT, SHED),
-        *(UNKNOWN_USERS, UNSEEN_VALUES, LOST_SEARCHES, PUBLISHES, PUBLISH_SECONDS),
+        *(OVERLOAD, UNKNOWN_USERS, UNSEEN_VALUES, LOST_SEARCHES, PUBLISHES, PUBLISH_SECONDS),
     )
 }
 

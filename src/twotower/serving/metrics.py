@@ -13,6 +13,7 @@ from twotower.serving.metric_definitions import (
     IN_FLIGHT,
     ITEMS,
     LOST_SEARCHES,
+    OVERLOAD,
     PUBLISH_SECONDS,
     PUBLISHES,
     REQUEST_SECONDS,
@@ -56,6 +57,10 @@ class Metrics:
     def request_shed(self, reason: str) -> None:
         """Count a request that was refused without doing its work."""
         self._add(SHED, reason)
+
+    def overload_degraded(self, step: str) -> None:
+        """Count an answer that overload made cheaper."""
+        self._add(OVERLOAD, step)
 
     def stage(self, stage: str, seconds: float) -> None:
         """Count the time of one stage: decode, tower, filter, ann or encode."""

@@ -21,6 +21,7 @@ from twotower.serving.decoding import BodyDecoder
 from twotower.serving.exchange import Call, Reply
 from twotower.serving.messages import MAX_BATCH, RetrieveRequest
 from twotower.serving.metrics import Metrics
+from twotower.serving.overload import Overload
 from twotower.serving.problems import Fault, RefusedRequest, problem_body
 from twotower.serving.reload import Follower, Served, find
 
@@ -60,8 +61,9 @@ class _Answered(NamedTuple):
 class RetrieveRoute:
     """Answers one request after the other from what the follower serves."""
 
-    def __init__(self, follower: Follower, metrics: Metrics) -> None:
+    def __init__(self, follower: Follower, metrics: Metrics, overload: Overload) -> None:
         self._follower = follower
+        self._overload = overload
         self._metrics = metrics
 
     def retrieve(self, call: Call) -> Reply:
@@ -96,11 +98,13 @@ class RetrieveRoute:
     def _answer(self, served: Served, body: bytes | msgspec.Raw, request_id: str) -> _Answered:
         began = time.perf_counter()
         request = _REQUEST.decode(body)
+        self._follower.recent_requests.append(request)
         decoded = time.perf_counter()
-        found = _find(served, request)
+        retriever, request, reasons = self._overload.lighten(served.retriever, request)
+        found = _find(served._replace(retriever=retriever), request)
+        found.degraded.extend(reasons)
         searched = time.perf_counter()
         content = retrieve_json(served, request, found, request_id)
-        self._follower.recent_requests.append(request)
         self._count(found, decoded - began, time.perf_counter() - searched)
         return _Answered(content, found)
 

@@ -8,6 +8,7 @@ are enough. Legend: `k` candidates asked for.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy.typing as npt
 
 from twotower.data.ids import Id
 from twotower.errors import ConfigError
-from twotower.index import VectorIndex, open_index
+from twotower.index import TunableIndex, VectorIndex, open_index
 from twotower.publishing.activation import Activation
 from twotower.publishing.delta import Delta
 from twotower.publishing.delta_rows import DeltaRows
@@ -153,6 +154,21 @@ class Retriever:
             state: Made for this generation, see `new_user_state`.
         """
         return self._with(self.overlay, state)
+
+    def with_less_effort(self, share: float) -> Retriever:
+        """Return a retriever whose search looks at about `share` as many candidates.
+
+        This one itself where its index has no such setting, or it is at its lowest.
+        """
+        index = self.overlay.index
+        if not isinstance(index, TunableIndex):
+            return self
+        lower = [effort for effort in index.efforts() if effort <= share * index.effort]
+        if not lower:
+            return self
+        cheaper = copy.copy(index)
+        cheaper.effort = max(lower)
+        return self._with(dataclasses.replace(self.overlay, index=cheaper), self.user_state)
 
     def _with(self, overlay: Overlay, state: UserEvents | None) -> Retriever:
         after = copy.copy(self)

@@ -36,6 +36,20 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     """Largest body of a request."""
     body_timeout_s: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 10.0
     """How long a request's body may take to arrive."""
+    header_limit_bytes: Positive = 16_384
+    """Longest request line and headers of a request together."""
+    header_timeout_s: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 10.0
+    """How long they may take to arrive."""
+    max_connections: Positive = 4096
+    """Open connections of a worker, idle ones too; never more than the system lets it open."""
+    max_in_flight: Positive = 256
+    """Requests of a worker that were read and are not answered; what comes on top gets 503."""
+    max_wait_s: Annotated[float, msgspec.Meta(gt=0, le=60)] = 0.1
+    """How long a request may wait for its turn once overload is noticed; longer ones get 503."""
+    overload_degrades: bool = True
+    """Before requests are refused, search with half the effort, then return fewer items."""
+    overload_k: Positive = 20
+    """The most items of an answer in the second step of overload."""
     keep_alive_s: Annotated[int, msgspec.Meta(ge=1, le=3600)] = 30
     """How long an idle connection is kept."""
     drain_delay_s: Seconds = 5.0
@@ -57,6 +71,12 @@ class CollectorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     """How long a request's body may take to arrive."""
     waiting_limit_bytes: Positive = 64_000_000
     """Bodies that may wait for the disk together; what comes on top is told to come again (429)."""
+    header_limit_bytes: Positive = 16_384
+    """Longest request line and headers of a request together."""
+    header_timeout_s: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 10.0
+    """How long they may take to arrive."""
+    max_connections: Positive = 4096
+    """Open connections, idle ones too; never more than the system lets the process open."""
     writers: Annotated[int, msgspec.Meta(ge=1, le=64)] = 8
     """Requests that are decoded and written at the same time; those that wait share one fsync."""
     keep_alive_s: Annotated[int, msgspec.Meta(ge=1, le=3600)] = 30

@@ -26,7 +26,9 @@ from twotower.serving.app import FrontDoor, make_app
 from twotower.serving.guard import Guard
 from twotower.serving.handlers import make_handlers
 from twotower.serving.metrics import Metrics
+from twotower.serving.overload import Overload
 from twotower.serving.project_metrics import ProjectMetrics
+from twotower.serving.protocol import ConnectionLimits, protocol_with
 from twotower.serving.reload import Follower
 from twotower.serving.settings import ServingSettings
 from twotower.serving.shared_memory import CounterBlock, SharedMemory
@@ -68,17 +70,25 @@ class Worker:
         self._status = memory.status(slot)
         self._state: WorkerState = "starting"
         metrics = Metrics(CounterBlock(memory.counters(slot)))
+        overload = Overload(settings, metrics)
         self._follower = Follower(data_path, settings, metrics, self._report, positive_outcomes)
         self._door = FrontDoor(
-            make_handlers(self._follower, settings, metrics),
+            make_handlers(self._follower, settings, metrics, overload),
             make_app(memory, ProjectMetrics(data_path)),
             metrics,
             self._guard,
+            overload,
         )
         self._server = _Server(
             uvicorn.Config(
                 self._door,
-                http="httptools",
+                http=protocol_with(
+                    ConnectionLimits(
+                        settings.header_limit_bytes,
+                        settings.header_timeout_s,
+                        settings.max_connections,
+                    )
+                ),
                 loop="uvloop",
                 ws="none",
                 lifespan="off",
@@ -102,7 +112,7 @@ class Worker:
                 can: this one replaces one that died.
         """
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
-        logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
         if load_first:
             self._follower.tick()
         gc.collect()
