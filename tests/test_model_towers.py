@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from twotower.model.export import export_item_tower, export_user_tower
+from twotower.model.folded_tower import FoldedTower
 from twotower.model.settings import ModelSettings
 from twotower.model.towers import Features, FeatureShape, History, TwoTower
 
@@ -149,6 +150,31 @@ def test_the_item_graph_equals_the_tower(shape: FeatureShape) -> None:
     ids = model.tables["item_id"].weight.numpy()[IDS.numpy()]
     found = run(graph, inputs(values, id_embedding=ids))
     np.testing.assert_allclose(found, expected.detach().numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("hidden", [(), (7,), (7, 6)])
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("shape", [USER, BARE])
+def test_folding_what_is_frozen_changes_neither_vector_nor_gradient(
+    hidden: tuple[int, ...], skip: bool, shape: FeatureShape
+) -> None:
+    settings = msgspec.structs.replace(SETTINGS, hidden=hidden, skip=skip)
+    model, past = two_tower(shape, settings=settings), history()
+    for layer in model.user_tower.linear_layers():
+        layer.bias.data.uniform_(-1, 1)
+    model.freeze_all_but("user_id")
+    weights = torch.arange(SIZE * settings.vector_dim).reshape(SIZE, -1).float()
+    expected, (ids, *_) = model.encode_users(IDS, features(shape), past)
+    (expected * weights).sum().backward()
+    tower = FoldedTower(model.user_tower, settings.id_dim)
+    rest, _ = model.user_inputs(features(shape), past)
+    folded = tower.fold(torch.cat(rest, 1)).take(torch.arange(SIZE))
+    lookup = model.tables["user_id"].lookup(IDS)
+    found = tower.forward(lookup.embed(), folded)
+    (found * weights).sum().backward()
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+    assert ids._values.grad is not None
+    torch.testing.assert_close(lookup._values.grad, ids._values.grad, atol=1e-5, rtol=1e-5)
 
 
 def test_the_same_parameters_give_the_same_bytes() -> None:

@@ -19,6 +19,7 @@ from twotower.data.ids import IdKind
 from twotower.errors import ConfigError, GateRefused, LineageError
 from twotower.publishing.trainer_vectors import trainer_item_vectors, trainer_user_vectors
 from twotower.training.batches import Batch
+from twotower.training.increment.frozen_inputs import FrozenInputs
 from twotower.training.increment.settings import IncrementSettings
 from twotower.training.incremental_update import IncrementalUpdate
 from twotower.training.settings import AdmissionSettings, NegativeSettings, TrainingSettings
@@ -255,6 +256,30 @@ def test_fresh_accumulators_make_longer_first_steps() -> None:
         return float((update.state.model.tables["user_id"].weight[: len(before)] - before).norm())
 
     assert moved("fresh") > 3 * moved("copy")
+
+
+@pytest.mark.parametrize("rows", ["user", "user_and_item"])
+@pytest.mark.parametrize("history_length", [0, 4])
+@pytest.mark.parametrize("with_features", [False, True])
+def test_what_is_frozen_is_multiplied_once_and_learns_the_same(
+    rows: str, history_length: int, with_features: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside the plain path, which looks every feature up and goes through the whole tower."""
+    base = tiny_checkpoint(history_length=history_length, with_features=with_features)
+    stream = random_stream(240)
+
+    def learned(update: IncrementalUpdate) -> IncrementalUpdate:
+        update.learn(stream.take(slice(0, 110)))
+        update.learn(stream.take(slice(110, 240)))
+        return update
+
+    folded = learned(update_of(base, rows=rows, learning_rate=0.05))
+    monkeypatch.setattr(FrozenInputs, "of", lambda *_: None)
+    plain = learned(update_of(base, rows=rows, learning_rate=0.05))
+    for name in ("user_id", "item_id"):
+        found, expected = folded.state.model.tables[name], plain.state.model.tables[name]
+        torch.testing.assert_close(found.weight, expected.weight, atol=1e-6, rtol=0)
+        torch.testing.assert_close(found.accumulator, expected.accumulator, atol=0, rtol=1e-5)
 
 
 def test_the_same_portions_give_the_same_bits() -> None:

@@ -136,16 +136,21 @@ class IdMap:
 
         New IDs get their positions in ascending order of the ID, whatever order they came in.
         """
-        wanted = as_id_array(ids, self.kind)
-        new = np.unique(wanted[lookup(self.ids, self._order, wanted) < 0])
+        # each ID is searched once, and in order, which touches the same memory again and again
+        distinct, inverse = np.unique(as_id_array(ids, self.kind), return_inverse=True)
+        positions = lookup(self.ids, self._order, distinct)
+        is_new = positions < 0
+        new = distinct[is_new]
         if len(new):
+            positions[is_new] = np.arange(len(self), len(self) + len(new))
             self.ids = np.concatenate([self.ids, new])
             self._order = np.argsort(self.ids, kind="stable")
             empty = np.zeros(len(new), np.int64)
             self.rows = np.concatenate([self.rows, empty])
             self.counts = np.concatenate([self.counts, empty])
             self.last_seen_day = np.concatenate([self.last_seen_day, empty])
-        return lookup(self.ids, self._order, wanted)
+        found: IntArray = positions[inverse]
+        return found
 
     def observe(self, positions: IntArray, day: int) -> None:
         """Count occurrences at `positions` and note `day` (days since 1970) as their last."""

@@ -8,17 +8,14 @@ values, `D` vector dimension.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from twotower.model.embedding_table import EmbeddingTable, Lookup
 from twotower.model.settings import HistoryPooling, ModelSettings
+from twotower.model.tower import Tower
 
 __all__ = ["FeatureShape", "Features", "History", "Tower", "TwoTower"]
 
@@ -54,63 +51,6 @@ class History(NamedTuple):
     """`int64[H]`, all histories one after the other."""
     offsets: Tensor
     """`int64[B]`, the start of each history."""
-
-
-class Tower(nn.Module):
-    """A multi-layer perceptron with ReLU, beside it a linear map; the output has unit length.
-
-    The perceptron finds crossings of features; the linear map lets an embedding reach the vector
-    as it is, which is how factorisation learns, and learns it from the first step.
-    """
-
-    def __init__(
-        self,
-        input_dim: int,
-        hidden: tuple[int, ...],
-        vector_dim: int,
-        *,
-        skip: bool,
-        generator: torch.Generator,
-    ) -> None:
-        super().__init__()
-        dims = (input_dim, *hidden, vector_dim)
-        self.layers = nn.ModuleList(nn.Linear(source, target) for source, target in pairwise(dims))
-        self.skip = nn.Linear(input_dim, vector_dim, bias=False) if skip else None
-        for layer in self.modules():
-            if isinstance(layer, nn.Linear):
-                _initialise(layer, generator)
-
-    def linear_layers(self) -> Iterator[nn.Linear]:
-        """Yield the layers from input to output."""
-        for layer in self.layers:
-            assert isinstance(layer, nn.Linear)
-            yield layer
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Return unit vectors.
-
-        Args:
-            inputs: `[B, input_dim]`.
-
-        Returns:
-            `[B, D]`.
-        """
-        *hidden, last = self.linear_layers()
-        current = inputs
-        for layer in hidden:
-            current = functional.relu(layer(current))
-        output = last(current)
-        if self.skip is not None:
-            output = output + self.skip(inputs)
-        return functional.normalize(output, dim=1)
-
-
-def _initialise(layer: nn.Linear, generator: torch.Generator) -> None:
-    bound = 1 / math.sqrt(layer.in_features)
-    with torch.no_grad():
-        layer.weight.uniform_(-bound, bound, generator=generator)
-        if layer.bias is not None:
-            layer.bias.zero_()
 
 
 class TwoTower:
@@ -205,13 +145,18 @@ class TwoTower:
             history: recent positives, None when the model has no history.
         """
         ids = self.tables["user_id"].lookup(id_rows)
-        parts, lookups = [ids.embed()], [ids]
-        if history is not None:
-            past = self.tables["history"].lookup(history.rows)
-            parts.append(self._pool(past, history))
-            lookups.append(past)
-        side, looked_up = self._embed(self.tables["user_feature"], features)
-        return self.user_tower(torch.cat([*parts, *side], 1)), [*lookups, *looked_up]
+        rest, lookups = self.user_inputs(features, history)
+        return self.user_tower(torch.cat([ids.embed(), *rest], 1)), [ids, *lookups]
+
+    def user_inputs(
+        self, features: Features, history: History | None
+    ) -> tuple[list[Tensor], list[Lookup]]:
+        """Return what the user tower sees behind the ID embedding, part by part, and look-ups."""
+        side, lookups = self._embed(self.tables["user_feature"], features)
+        if history is None:
+            return side, lookups
+        past = self.tables["history"].lookup(history.rows)
+        return [self._pool(past, history), *side], [past, *lookups]
 
     def encode_items(self, id_rows: Tensor, features: Features) -> tuple[Tensor, list[Lookup]]:
         """Return item vectors `[B, D]` and the look-ups to be moved after `backward`.
@@ -221,8 +166,12 @@ class TwoTower:
             features: of the items.
         """
         ids = self.tables["item_id"].lookup(id_rows)
-        side, looked_up = self._embed(self.tables["item_feature"], features)
-        return self.item_tower(torch.cat([ids.embed(), *side], 1)), [ids, *looked_up]
+        rest, lookups = self.item_inputs(features)
+        return self.item_tower(torch.cat([ids.embed(), *rest], 1)), [ids, *lookups]
+
+    def item_inputs(self, features: Features) -> tuple[list[Tensor], list[Lookup]]:
+        """Return what the item tower sees behind the ID embedding, part by part, and look-ups."""
+        return self._embed(self.tables["item_feature"], features)
 
     def _pool(self, past: Lookup, history: History) -> Tensor:
         mean = past.pool(history.offsets)

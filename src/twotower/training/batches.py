@@ -18,16 +18,17 @@ from torch import Tensor
 
 from twotower.checkpoint import Checkpoint
 from twotower.data.examples import Examples
-from twotower.data.features import EncodedFeatures
 from twotower.data.ids import UNKNOWN_ROW
 from twotower.data.user_state import Ragged, append_ragged, take_ragged
+from twotower.model.folded_tower import Folded, FoldedTower
 from twotower.model.logits import Columns, KnownPositives
 from twotower.model.negatives import draw_uniform, log_expected_count
 from twotower.model.row_negatives import NO_ITEM, RowNegatives, draw_listed, place_items
 from twotower.model.towers import Features, History
+from twotower.training.profile_tensors import ProfileTensors
 from twotower.training.settings import PassSettings, TrainingSettings
 
-__all__ = ["Batch", "BatchMaker", "NegativeLists", "ProfileTensors"]
+__all__ = ["Batch", "BatchMaker", "FoldedSides", "NegativeLists"]
 
 IntArray = npt.NDArray[np.int64]
 
@@ -48,11 +49,27 @@ class Batch(NamedTuple):
     row_negatives: tuple[RowNegatives, ...]
     item_vectors: Tensor | None = None
     """`[V + n, D]`, constants in place of what the item tower would say; None for the tower."""
+    user_fold: Folded | None = None
+    """In place of features and history, where the ID embedding alone can change."""
+    item_fold: Folded | None = None
+    """The same, of `V + n` items."""
 
     @property
     def num_column_vectors(self) -> int:
         """`V`: the first so many item vectors of the step are the columns'."""
         return len(self.item_rows) - (len(self.places) - len(self.columns.items))
+
+
+class FoldedSides(NamedTuple):
+    """Both towers where all but ID embeddings is frozen, and what their inputs come to."""
+
+    user_tower: FoldedTower
+    users: Folded
+    """`n`, by example."""
+    item_tower: FoldedTower | None
+    """None where item vectors are constants."""
+    items: Folded | None
+    """`N`, by position."""
 
 
 class NegativeLists(NamedTuple):
@@ -63,32 +80,6 @@ class NegativeLists(NamedTuple):
     share: float
     """Drawn a positive, as a share of its easy negatives."""
     weight: float
-
-
-class ProfileTensors:
-    """A side's encoded features, ready to be picked by position."""
-
-    def __init__(self, profiles: EncodedFeatures, missing: EncodedFeatures) -> None:
-        self._categorical = torch.from_numpy(profiles.categorical)
-        self._numeric = torch.from_numpy(profiles.numeric)
-        self._multi = torch.from_numpy(profiles.multi)
-        self._missing = Features(
-            torch.from_numpy(missing.categorical).long(),
-            torch.from_numpy(missing.numeric),
-            torch.from_numpy(missing.multi).long(),
-        )
-
-    def pick(self, positions: Tensor, hidden: Tensor | None = None) -> Features:
-        """Return the features at `positions`, those of nobody where `hidden`."""
-        picked = Features(
-            self._categorical.index_select(0, positions).long(),
-            self._numeric.index_select(0, positions),
-            self._multi.index_select(0, positions).long(),
-        )
-        if hidden is not None:
-            for values, missing in zip(picked, self._missing, strict=True):
-                values[hidden] = missing
-        return picked
 
 
 class BatchMaker:
@@ -103,6 +94,7 @@ class BatchMaker:
         schedule: PassSettings,
         listed: Sequence[NegativeLists] = (),
         item_vectors: Tensor | None = None,
+        folded: FoldedSides | None = None,
     ) -> None:
         """Prepare the batches of a pass.
 
@@ -114,7 +106,11 @@ class BatchMaker:
             schedule: settings of the pass.
             listed: sources of negatives that belong to users.
             item_vectors: `[N, D]` over item positions, taken as they are; None for the tower.
+            folded: in place of features and histories, which nothing may hide then; None for them.
         """
+        self._folded = folded
+        is_constant = item_vectors is not None or (folded is not None and folded.items is not None)
+        self._needs_item_features = not is_constant
         self._item_vectors = item_vectors
         self._listed = listed
         self._is_listwise = training.loss == "listwise"
@@ -137,6 +133,8 @@ class BatchMaker:
 
     def make(self, indices: IntArray, generator: torch.Generator) -> Batch:
         """Return the batch of the examples at `indices`."""
+        folded, vectors = self._folded, self._item_vectors
+        seen = 0 if folded else len(indices)
         users = torch.from_numpy(self._examples.user[indices])
         items = torch.from_numpy(self._examples.item[indices])
         hidden_id, hidden_all = self._hide_users(len(indices), generator)
@@ -147,11 +145,13 @@ class BatchMaker:
         hidden = torch.rand(len(columns) + len(own_items), generator=generator) < self._dropout.item
         encoded, hidden_item, step_places = _merge(columns, own_items, hidden)
         return Batch(
-            user_rows=self._user_rows[users].masked_fill(hidden_id, UNKNOWN_ROW),
-            user_features=self._users.pick(users, hidden_all),
-            history=self._history(indices, hidden_all.numpy()),
-            item_rows=self._item_rows[encoded].masked_fill(hidden_item, UNKNOWN_ROW),
-            item_features=self._items.pick(encoded if self._item_vectors is None else encoded[:0]),
+            user_rows=self._user_rows.index_select(0, users).masked_fill(hidden_id, UNKNOWN_ROW),
+            user_features=self._users.pick(users[:seen], hidden_all[:seen]),
+            history=None if folded else self._history(indices, hidden_all.numpy()),
+            item_rows=self._item_rows.index_select(0, encoded).masked_fill(
+                hidden_item, UNKNOWN_ROW
+            ),
+            item_features=self._items.pick(encoded if self._needs_item_features else encoded[:0]),
             places=step_places,
             columns=self._columns(indices, columns),
             weight=torch.from_numpy(self._examples.weight[indices]),
@@ -159,7 +159,9 @@ class BatchMaker:
                 RowNegatives(place, lists.weight)
                 for place, lists in zip(places, self._listed, strict=True)
             ),
-            item_vectors=None if self._item_vectors is None else self._item_vectors[encoded],
+            item_vectors=vectors if vectors is None else vectors.index_select(0, encoded),
+            user_fold=folded and folded.users.take(torch.from_numpy(indices)),
+            item_fold=folded and folded.items and folded.items.take(encoded),
         )
 
     def _draw(

@@ -26,6 +26,7 @@ from twotower.model.growing_rows import GrowingRows
 from twotower.model.touched_rows import Mark, TouchedRows
 from twotower.publishing.delta_rows import DeltaRows
 from twotower.training.batches import BatchMaker
+from twotower.training.increment.frozen_inputs import FrozenInputs
 from twotower.training.increment.item_vectors import encode_items, served_items, with_popularity
 from twotower.training.increment.loss_watch import LossWatch
 from twotower.training.increment.notes import Noted, StreamNotes
@@ -115,6 +116,7 @@ class IncrementalUpdate:
         self._freeze()
         if settings.rows == "user":
             self._items = GrowingRows(served_items(self.state, item_vectors))
+        self._inputs = FrozenInputs(self.state, moves_items=settings.rows == "user_and_item")
 
     def _freeze(self) -> None:
         """Let ID rows move, of the tables that learn, and nothing else."""
@@ -163,6 +165,7 @@ class IncrementalUpdate:
             new = np.arange(len(self._items.values), len(state.items))
             self._items.append(encode_items(state, new))
         else:
+            self._inputs.follow_items()
             rows = state.items.rows[noted.examples.item]
             _touched(state.model.tables["item_id"]).release(rows[rows != UNKNOWN_ROW])
         return noted
@@ -188,6 +191,8 @@ class IncrementalUpdate:
 
     def _train(self, noted: Noted) -> float:
         """Take one pass over the examples in their order; return their mean loss."""
+        if len(noted.examples) == 0:
+            return 0.0
         if self._training.threads:
             torch.set_num_threads(self._training.threads)
         examples, settings = noted.examples, self.settings
@@ -196,6 +201,7 @@ class IncrementalUpdate:
             uniform=settings.uniform,
             table_learning_rate=settings.learning_rate,
         )
+        folded = self._inputs.of(examples)
         maker = BatchMaker(
             self.state,
             examples,
@@ -203,8 +209,9 @@ class IncrementalUpdate:
             self._training,
             schedule,
             item_vectors=None if self._items is None else self._items.values,
+            folded=folded,
         )
-        stepper = Stepper(self.state.model, None, self._training, schedule)
+        stepper = Stepper(self.state.model, None, self._training, schedule, folded)
         generator, total_loss = torch.Generator(), 0.0
         for start in range(0, len(examples), settings.batch_size):
             indices = np.arange(start, min(start + settings.batch_size, len(examples)))
@@ -213,7 +220,7 @@ class IncrementalUpdate:
             loss = stepper.step(maker.make(indices, generator), generator)
             self.watch.check(loss, offset)
             total_loss += loss * len(indices)
-        return total_loss / max(len(examples), 1)
+        return total_loss / len(examples)
 
     def _check_follows(self, offsets: IntArray) -> None:
         if len(offsets) and (offsets[0] < self.offset or (np.diff(offsets) <= 0).any()):

@@ -14,7 +14,7 @@ from twotower.model.losses import Loss, select_loss
 from twotower.model.row_negatives import row_negative_loss, select_row_loss
 from twotower.model.tiled_listwise import tiled_listwise
 from twotower.model.towers import TwoTower
-from twotower.training.batches import Batch
+from twotower.training.batches import Batch, FoldedSides
 from twotower.training.settings import PassSettings, TrainingSettings
 
 __all__ = ["Stepper", "load_adam", "save_adam"]
@@ -29,6 +29,7 @@ class Stepper:
         adam: torch.optim.Adam | None,
         training: TrainingSettings,
         schedule: PassSettings,
+        folded: FoldedSides | None = None,
     ) -> None:
         """Prepare the steps of a pass.
 
@@ -37,8 +38,10 @@ class Stepper:
             adam: over the dense parameters; None where they are frozen.
             training: settings of the loss and its negatives.
             schedule: settings of the pass.
+            folded: the towers that take the batches' folds, where all but ID embeddings is frozen.
         """
         self._model = model
+        self._folded = folded
         self._adam = adam
         self._table_learning_rate = schedule.table_learning_rate
         self._rules = _logit_rules(training)
@@ -79,12 +82,18 @@ class Stepper:
             lookup.apply_gradient(self._table_learning_rate)
 
     def _users(self, batch: Batch) -> tuple[Tensor, list[Lookup]]:
+        if self._folded is not None and batch.user_fold is not None:
+            ids = self._model.tables["user_id"].lookup(batch.user_rows)
+            return self._folded.user_tower.forward(ids.embed(), batch.user_fold), [ids]
         return self._model.encode_users(batch.user_rows, batch.user_features, batch.history)
 
     def _items(self, batch: Batch) -> tuple[Tensor, list[Lookup]]:
         """Return the item vectors of a batch, those it brings or those of the tower."""
         if batch.item_vectors is not None:
             return batch.item_vectors, []
+        if self._folded is not None and self._folded.item_tower and batch.item_fold:
+            ids = self._model.tables["item_id"].lookup(batch.item_rows)
+            return self._folded.item_tower.forward(ids.embed(), batch.item_fold), [ids]
         return self._model.encode_items(batch.item_rows, batch.item_features)
 
     def _weighted_loss(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from twotower.checkpoint import Checkpoint
 from twotower.data.schema import IntArray
-from twotower.training.batches import ProfileTensors
+from twotower.training.profile_tensors import ProfileTensors
 
 __all__ = ["encode_items", "served_items", "with_popularity"]
 

@@ -1,0 +1,71 @@
+"""A tower of which the ID embedding alone can change: all else is multiplied once and kept.
+
+The first layer is linear, so `W x + b = W_id e + (W_rest r + b)`: while tower and features are
+frozen the second part is a constant of the input. The linear map beside the perceptron splits
+alike.
+Legend: `B` inputs, `E` dimension of the ID embedding, `R` of the rest, `H` width of the first
+layer, `D` vector dimension.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from twotower.model.tower import Tower
+
+__all__ = ["Folded", "FoldedTower"]
+
+
+class Folded(NamedTuple):
+    """What the frozen part of some inputs comes to."""
+
+    first: Tensor
+    """`[B, H]`, in front of the first layer's ReLU."""
+    skip: Tensor | None
+    """`[B, D]`, of the linear map; None without one."""
+
+    def take(self, rows: Tensor) -> Folded:
+        """Return those of some inputs."""
+        skip = None if self.skip is None else self.skip.index_select(0, rows)
+        return Folded(self.first.index_select(0, rows), skip)
+
+    @staticmethod
+    def joined(parts: list[Folded]) -> Folded:
+        """Return several, at least one, as one."""
+        skips = [part.skip for part in parts if part.skip is not None]
+        first = torch.cat([part.first for part in parts])
+        return Folded(first, torch.cat(skips) if skips else None)
+
+
+class FoldedTower:
+    """The same function as its tower, to rounding, for as long as that is frozen."""
+
+    def __init__(self, tower: Tower, id_dim: int) -> None:
+        """Split the layers that see the input, `[.., E + R]`, behind the `id_dim` first columns."""
+        first, *self._others = tower.linear_layers()
+        self._id_weight = first.weight.detach()[:, :id_dim].T.contiguous()
+        self._rest_weight = first.weight.detach()[:, id_dim:].T.contiguous()
+        self._bias = first.bias.detach()
+        self._id_skip: Tensor | None = None
+        self._rest_skip: Tensor | None = None
+        if tower.skip is not None:
+            self._id_skip = tower.skip.weight.detach()[:, :id_dim].T.contiguous()
+            self._rest_skip = tower.skip.weight.detach()[:, id_dim:].T.contiguous()
+
+    def fold(self, rest: Tensor) -> Folded:
+        """Multiply the inputs but for the ID embedding, `[B, R]`."""
+        first = torch.addmm(self._bias, rest, self._rest_weight)
+        return Folded(first, None if self._rest_skip is None else rest @ self._rest_skip)
+
+    def forward(self, ids: Tensor, folded: Folded) -> Tensor:
+        """Return unit vectors `[B, D]` of ID embeddings `[B, E]`; the gradient is theirs alone."""
+        current = torch.addmm(folded.first, ids, self._id_weight)
+        for layer in self._others:
+            current = layer(functional.relu(current))
+        if folded.skip is not None and self._id_skip is not None:
+            current = current + torch.addmm(folded.skip, ids, self._id_skip)
+        return functional.normalize(current, dim=1)
