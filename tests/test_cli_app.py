@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -188,5 +189,6 @@ def test_quiet_shows_errors_only(capsys: pytest.CaptureFixture[str]) -> None:
     def work() -> None:
         logging.getLogger("twotower").info("began rows=%d", 3)
 
-    assert "began rows=3" in CliRunner().invoke(small, ["work"]).stderr
+    line = json.loads(CliRunner().invoke(small, ["work"]).stderr)
+    assert (line["level"], line["event"], line["rows"]) == ("info", "began", 3)
     assert CliRunner().invoke(small, ["-q", "work"]).stderr == ""

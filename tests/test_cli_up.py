@@ -131,7 +131,8 @@ def test_server_and_collector_run_restart_and_drain(tmp_path: Path) -> None:
         assert eventually(lambda: accepted(collector)) == 1, "the event was stored twice or lost"
         assert up.stop() == 0
     log = (tmp_path / "up.log").read_text()
-    assert log.index("process_stopped name=serve") < log.index("process_stopped name=collect")
+    stopped = [log.index(f'"process_stopped","name":"{name}"') for name in ("serve", "collect")]
+    assert stopped == sorted(stopped)
 
 
 @pytest.mark.slow

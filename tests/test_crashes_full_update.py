@@ -200,7 +200,7 @@ def test_a_base_model_goes_on_and_does_not_begin_again(from_nothing: Path, tmp_p
     assert run(run_twotower, *command, variables={VARIABLE: "pass.after_rename:4"}) == KILLED
     assert (folder / "twotower-data" / "work" / "base.pass").exists()
     assert run(run_twotower, *command) == 0
-    assert "base.pass' epoch=" in (folder / "output").read_text()
+    assert 'base.pass","epoch":' in (folder / "output").read_text()
 
 
 def full_with_cursor_saved_before_the_step(*words: str) -> None:

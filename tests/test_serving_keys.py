@@ -6,6 +6,7 @@ import json
 import stat
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,12 @@ from twotower.serving import guard as guard_module
 from twotower.serving.guard import Guard
 from twotower.serving.key_changes import create_key, revoke_keys, rotate_key
 from twotower.serving.keys import SCOPES, KeyScope, keys_path, read_keys
+from twotower.serving.metrics import Metrics
 from twotower.serving.problems import RefusedRequest
+from twotower.serving.rates import RateLimit
 from twotower.serving.reach import check_reach
 from twotower.serving.routes import ROUTES
+from twotower.serving.shared_memory import CounterBlock, SharedMemory
 
 WRONG = "tt_" + "x" * 43
 
@@ -145,7 +149,11 @@ def test_no_key_is_in_the_log_or_the_metrics(guarded: Guarded, server: RunningSe
         ask(server, "GET", "/nowhere", X_API_Key=key)
     metrics = ask(server, "GET", "/metrics", X_API_Key=guarded.keys["all"])
     written = guarded.log.read_text()
-    assert "keys_read" in written  # the log is the server's
+    lines = [json.loads(line) for line in written.splitlines()]
+    assert {"keys_read", "request"} <= {line["event"] for line in lines}
+    assert all({"ts", "level"} <= line.keys() for line in lines)
+    fields = {"route", "code", "request_id", "trace_id", "generation", "duration_ms"}
+    assert all(fields <= line.keys() for line in lines if line["event"] == "request")
     for key in filter(None, guarded.keys.values()):
         for text in (written, metrics.body.decode(), keys_path(guarded.data_path).read_text()):
             assert key not in text
@@ -338,6 +346,31 @@ def test_a_key_is_hashed_once_and_what_is_kept_is_bounded(
         guard.check([(b"x-api-key", b"x" * 10_000)], "retrieve")
     assert len(hashed) == 51  # an endless one is not looked at
     assert guard._known.keys() == {secret}  # nobody fills memory with keys that are none
+
+
+def test_a_key_may_ask_so_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = (create_key(tmp_path, name, SCOPES).secret for name in ("one", "other"))
+    counts: Counter[str] = Counter()
+    now_s = [1000.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now_s[0])
+    metrics = Metrics(CounterBlock(SharedMemory(1).counters(0)))
+    monkeypatch.setattr(metrics, "request_shed", lambda reason: counts.update([reason]))
+    guard = Guard(tmp_path, requires_key=False, rates=RateLimit(0.5, 3, metrics))
+
+    def statuses(key: str, number: int, scope: KeyScope = "retrieve") -> list[int]:
+        return [status_of(guard, key, scope) for _ in range(number)]
+
+    assert statuses(one, 5) == [200, 200, 200, 429, 429]
+    assert counts == {"rate": 2}
+    assert statuses(other, 3) == [200, 200, 200]  # a bucket for each
+    assert statuses(one, 9, "metrics") == [200] * 9  # operators are not limited
+    now_s[0] += 2.0
+    assert statuses(one, 2) == [200, 429]
+    with pytest.raises(RefusedRequest) as refused:
+        guard.check([(b"x-api-key", one.encode())], "events")
+    assert refused.value.headers == ((b"retry-after", b"2"),)
+    now_s[0] += 3600.0
+    assert statuses(one, 4) == [200, 200, 200, 429]  # no more than the burst
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1"])

@@ -17,6 +17,7 @@ import msgspec
 from rich.console import Console
 from rich.text import Text
 
+from twotower.cli.log_lines import JsonLines
 from twotower.progress import SILENT, Progress
 
 if TYPE_CHECKING:
@@ -46,16 +47,28 @@ _LOG_INTERVAL_S: Final = 5.0
 
 
 def configure(verbosity: int) -> None:
-    """Sets what is shown besides results: below 0 only errors, 0 progress, above 0 debug lines."""
+    """Sets what is shown besides results: below 0 only errors, 0 progress, above 0 debug lines.
+
+    The log goes to stderr: text on a terminal, one JSON object a line elsewhere.
+    """
     level = logging.WARNING if verbosity < 0 else logging.INFO if verbosity == 0 else logging.DEBUG
-    handler = logging.StreamHandler()
-    process = os.environ.get(PROCESS_VARIABLE)
-    named = f"process={process} " if process else ""
-    form = f"%(asctime)s %(levelname)s {named}%(message)s"
-    handler.setFormatter(logging.Formatter(form, "%H:%M:%S"))
-    _LOGGER.handlers[:] = [handler]
+    _LOGGER.handlers[:] = [_log_handler()]
     _LOGGER.setLevel(level)
     _LOGGER.propagate = False
+
+
+def _log_handler() -> logging.Handler:
+    """Returns what writes the log: text on a terminal, JSON lines elsewhere."""
+    process = os.environ.get(PROCESS_VARIABLE)
+    if not error_console.is_terminal:
+        lines = logging.StreamHandler()
+        lines.setFormatter(JsonLines(process))
+        return lines
+    from rich.logging import RichHandler
+
+    shown = RichHandler(console=error_console, show_path=False, log_time_format="%H:%M:%S")
+    shown.setFormatter(logging.Formatter(f"{process}: %(message)s" if process else "%(message)s"))
+    return shown
 
 
 def emit_json(value: object) -> None:

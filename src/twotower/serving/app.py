@@ -5,10 +5,9 @@ The front door counts every request and gives it its ID, whatever answers it.
 
 from __future__ import annotations
 
-import logging
 import re
 import time
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any, Final
 
@@ -24,7 +23,6 @@ from twotower.serving.exchange import (
     Scope,
     Send,
     answer_call,
-    problem_reply,
     send_reply,
 )
 from twotower.serving.guard import Guard
@@ -32,6 +30,7 @@ from twotower.serving.handlers import Mounted
 from twotower.serving.metrics import Metrics
 from twotower.serving.metrics_page import CONTENT_TYPE_LATEST, render_metrics
 from twotower.serving.openapi import merged_document
+from twotower.serving.outgoing import Outgoing, log_failure
 from twotower.serving.overload import Overload
 from twotower.serving.problems import Header, RefusedRequest, problem_body
 from twotower.serving.project_metrics import ProjectMetrics
@@ -41,7 +40,6 @@ from twotower.serving.status import Readiness, WorkerStatus, readiness
 
 __all__ = ["FrontDoor", "make_app"]
 
-_LOGGER: Final = logging.getLogger("twotower")
 _JSON: Final = "application/json"
 _PROBLEM: Final = PROBLEM.decode()
 _SUMMARIES: Final = {route.name: route.summary for route in ROUTES}
@@ -155,7 +153,7 @@ class FrontDoor:
             return
         given_id, trace = _given(scope)
         request_id = self._ids.of(given_id)
-        outgoing = _Outgoing(send, self._metrics, request_id, self._every_answer(request_id, trace))
+        outgoing = Outgoing(send, self._metrics, request_id, self._every_answer(request_id, trace))
         scope.setdefault("state", {})["request_id"] = request_id
         try:
             match = self._table.find(scope["method"], scope["path"], scope["raw_path"])
@@ -166,7 +164,7 @@ class FrontDoor:
         except RefusedRequest as refused:
             await outgoing.refuse(refused)
         except Exception as error:
-            _LOGGER.error("request_failed request_id=%s", request_id, exc_info=error)
+            log_failure("request_failed", request_id, error)
             await outgoing.refuse(RefusedRequest(500, "see the server's log"))
         finally:
             outgoing.finish()
@@ -215,42 +213,3 @@ def _given(scope: Scope) -> tuple[bytes | None, bytes | None]:
         elif name == b"traceparent":
             trace = value
     return request_id, trace
-
-
-class _Outgoing:
-    """Passes an answer on with the headers that every answer has, and counts it once."""
-
-    def __init__(
-        self, send: Send, metrics: Metrics, request_id: str, headers: tuple[Header, ...]
-    ) -> None:
-        self.label = "other"
-        """The route as metrics name it."""
-        self._send = send
-        self._metrics = metrics
-        self._request_id = request_id
-        self._headers = headers
-        self._status = 0
-        self._is_finished = False
-        self._began_s = time.perf_counter()
-        metrics.request_began()
-
-    async def send(self, message: MutableMapping[str, Any]) -> None:
-        """Send a part of the answer."""
-        if message["type"] == "http.response.start":
-            self._status = message["status"]
-            message["headers"].extend(self._headers)
-        elif not message.get("more_body"):
-            self.finish()  # before the last byte: who has the answer finds it counted
-        await self._send(message)
-
-    def finish(self) -> None:
-        """Count the request; one that was never answered as 500."""
-        if not self._is_finished:
-            self._is_finished = True
-            seconds = time.perf_counter() - self._began_s
-            self._metrics.request_ended(self.label, self._status or 500, seconds)
-
-    async def refuse(self, refused: RefusedRequest) -> None:
-        """Send a problem, unless an answer has begun."""
-        if self._status == 0:
-            await send_reply(self.send, problem_reply(refused, self._request_id))

@@ -8,7 +8,6 @@ at once with 429, so that memory is bounded and a producer knows to come again.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -33,12 +32,12 @@ from twotower.serving.exchange import (
     send_reply,
 )
 from twotower.serving.guard import Guard
+from twotower.serving.outgoing import log_failure
 from twotower.serving.problems import CLOSE, RefusedRequest
 from twotower.serving.settings import CollectorSettings
 
 __all__ = ["Collector"]
 
-_LOGGER: Final = logging.getLogger("twotower")
 _TYPES: Final = (JSON, b"application/x-ndjson", b"application/ndjson", b"application/jsonl")
 _AGAIN: Final = ((b"retry-after", b"1"),)
 _PROBLEM_S: Final = 5.0
@@ -76,8 +75,8 @@ class Collector:
             reply = await self._answer(scope, receive)
         except RefusedRequest as refused:
             reply = problem_reply(refused, request_id)
-        except Exception:
-            _LOGGER.exception("collect_failed path=%s", scope["path"])
+        except Exception as error:
+            log_failure("collect_failed", request_id, error)
             reply = problem_reply(RefusedRequest(500, "see the collector's log"), request_id)
         await self._send(send, reply)
 

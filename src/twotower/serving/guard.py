@@ -25,6 +25,7 @@ from twotower.serving.keys import (
     read_keys,
 )
 from twotower.serving.problems import RefusedRequest
+from twotower.serving.rates import RateLimit
 from twotower.serving.routes import RouteScope
 
 __all__ = ["Guard", "Pass"]
@@ -51,15 +52,19 @@ class Pass(NamedTuple):
 class Guard:
     """Keeps the keys of one process. All of it belongs to the thread of the event loop."""
 
-    def __init__(self, data_path: Path, *, requires_key: bool) -> None:
+    def __init__(
+        self, data_path: Path, *, requires_key: bool, rates: RateLimit | None = None
+    ) -> None:
         """Read the keys.
 
         Args:
             data_path: The project's data folder.
             requires_key: Refuse requests without a key, also while the project has none.
+            rates: How often a key may ask; None: as often as it likes.
         """
         self._data_path = data_path
         self._requires_key = requires_key
+        self._rates = rates
         self._passes: list[Pass] = []
         self._known: dict[bytes, Pass] = {}
         self._seen: KeyFingerprint | None = None
@@ -93,8 +98,8 @@ class Guard:
         """Return what the request's key opens; None where it needs none.
 
         Raises:
-            RefusedRequest: there is no key (401), none that is good (401), or its scopes do not
-                hold this one (403).
+            RefusedRequest: there is no key (401), none that is good (401), its scopes do not
+                hold this one (403), or it has asked too often (429).
         """
         if scope == "open" or not self._requires_key:
             return None
@@ -110,6 +115,8 @@ class Guard:
             raise _unauthorized("the API key has expired; ask for another one", "invalid_token")
         if scope not in found.scopes:
             raise _forbidden(scope, found)
+        if self._rates is not None:
+            self._rates.take(found.key_id, scope)
         return found
 
     def _find(self, token: bytes) -> Pass | None:

@@ -25,12 +25,13 @@ _PROBLEMS: Final = {
     413: "The body is too large.",
     415: "The body is not declared as JSON, or it is compressed.",
     422: "A field is unknown, missing or wrong; `errors` says which.",
+    429: "The API key has asked too often; `Retry-After` says when to come again.",
     500: "The server failed.",
     503: "It cannot be answered now; `Retry-After` says when to come again.",
     504: "The deadline had passed; nothing was done.",
 }
 _OF_ALL: Final = (400, 405, 500, 504)
-_OF_KEYS: Final = (401, 403)
+_OF_KEYS: Final = (401, 403, 429)
 _OF_BODIES: Final = (408, 413, 415, 422)
 _SECURITY_SCHEMES: Final = {
     "bearer": {"type": "http", "scheme": "bearer"},

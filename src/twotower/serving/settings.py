@@ -50,6 +50,10 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     """Before requests are refused, search with half the effort, then return fewer items."""
     overload_k: Positive = 20
     """The most items of an answer in the second step of overload."""
+    key_rate_per_s: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    """Requests a second that each API key may make of a worker; 0: any number."""
+    key_rate_burst: Positive = 100
+    """Requests that a key may make at once after a pause."""
     keep_alive_s: Annotated[int, msgspec.Meta(ge=1, le=3600)] = 30
     """How long an idle connection is kept."""
     drain_delay_s: Seconds = 5.0

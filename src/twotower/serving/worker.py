@@ -29,6 +29,7 @@ from twotower.serving.metrics import Metrics
 from twotower.serving.overload import Overload
 from twotower.serving.project_metrics import ProjectMetrics
 from twotower.serving.protocol import ConnectionLimits, protocol_with
+from twotower.serving.rates import RateLimit
 from twotower.serving.reload import Follower
 from twotower.serving.settings import ServingSettings
 from twotower.serving.shared_memory import CounterBlock, SharedMemory
@@ -66,11 +67,12 @@ class Worker:
             requires_key: Refuse requests without a key, see `check_reach`.
         """
         self._settings = settings
-        self._guard = Guard(data_path, requires_key=requires_key)
         self._status = memory.status(slot)
         self._state: WorkerState = "starting"
         metrics = Metrics(CounterBlock(memory.counters(slot)))
         overload = Overload(settings, metrics)
+        rates = RateLimit(settings.key_rate_per_s, settings.key_rate_burst, metrics)
+        self._guard = Guard(data_path, requires_key=requires_key, rates=rates)
         self._follower = Follower(data_path, settings, metrics, self._report, positive_outcomes)
         self._door = FrontDoor(
             make_handlers(self._follower, settings, metrics, overload),
