@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,7 @@ def tiny_checkpoint(
     with_features: bool = True,
     popularity_weight: float = 0.0,
     parent: str | None = None,
+    sizes: Mapping[str, Any] | None = None,
 ) -> Checkpoint:
     """Users click and see random items; two users and two items have no rows of their own."""
     rng = np.random.default_rng(seed)
@@ -76,11 +78,15 @@ def tiny_checkpoint(
     user_spec = FeatureSpec.fit(_USER_FEATURES if with_features else {}, user_frame)
     item_spec = FeatureSpec.fit(_ITEM_FEATURES if with_features else {}, item_frame)
     popularity = PopularitySettings(weight=popularity_weight)
+    small = {"vector_dim": 8, "id_dim": 6, "history_dim": 5, "feature_dim": 3, "hidden": (16,)}
     settings = ModelSettings(
-        vector_dim=8, id_dim=6, history_dim=5, feature_dim=3, hidden=(16,),
-        history_length=history_length, history_pooling=history_pooling,
-        id_init_std=0.5, init_std=0.5, popularity=popularity,
-    )  # fmt: skip
+        **{**small, **(sizes or {})},
+        history_length=history_length,
+        history_pooling=history_pooling,
+        id_init_std=0.5,
+        init_std=0.5,
+        popularity=popularity,
+    )
     model = TwoTower.create(
         settings,
         user_shape=feature_shape(user_spec),
