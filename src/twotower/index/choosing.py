@@ -110,7 +110,8 @@ def choose_index(items: Items, settings: IndexSettings, k: int) -> ChosenIndex:
         trials = [*trials, trial]
     chosen = next(trial.engine for trial in trials if not trial.passed_over)
     for trial in trials:
-        _LOG.info("index.tried", extra={"engine": trial.engine, "outcome": trial.passed_over})
+        outcome = trial.passed_over or "chosen"
+        _LOG.info("index_tried engine=%s outcome=%r", trial.engine, outcome)
     num_queries = 0 if items.queries is None else len(items.queries)
     choice = Choice(
         asked_for=settings.engine,

@@ -114,7 +114,7 @@ class Milvus(NativeEngine):
             if native.pointer.when_lost != "scan":
                 raise
             native.lost_searches += 1
-            _LOG.warning("index.lost", extra={"searches": native.lost_searches, "why": str(error)})
+            _LOG.warning("index_lost searches=%d why=%r", native.lost_searches, str(error))
             return np.full((len(queries), depth), PADDING, np.int64)
         return thinned(rows, how)
 

@@ -92,7 +92,7 @@ def fill(client: Any, name: str, vectors: FloatArray) -> None:
     for start, end in _batches(vectors):
         rows = [{"id": row, "vector": vectors[row]} for row in range(start, end)]
         _upsert(client, name, rows)
-        _LOG.info("index.upsert", extra={"collection": name, "rows": end, "of": len(vectors)})
+        _LOG.info("index_upsert collection=%s rows=%d of=%d", name, end, len(vectors))
     client.flush(name)
     index = client.prepare_index_params()
     parameters = {"M": _LINKS, "efConstruction": _BUILD_EFFORT}
@@ -127,7 +127,7 @@ def _upsert(client: Any, name: str, rows: list[dict[str, Any]]) -> None:
         with contextlib.suppress(_failure()):
             client.upsert(name, rows)
             return
-        _LOG.warning("index.upsert_again", extra={"collection": name, "tried": tried})
+        _LOG.warning("index_upsert_again collection=%s tried=%d", name, tried)
         time.sleep(_FIRST_WAIT_S * 2**tried)
     client.upsert(name, rows)
 
