@@ -1,5 +1,7 @@
 """Histories hold only what came before; user state continues them."""
 
+import dataclasses
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -53,6 +55,15 @@ def test_a_history_keeps_the_newest_items() -> None:
     made = examples(ints(0, 0, 0), ints(10, 11, 12), ints(1, 2, 3), length=2)
     assert histories(made) == [[90, 91], [91, 10], [10, 11]]
     assert histories(examples(ints(0), ints(10), ints(1), length=0)) == [[]]
+
+
+def test_a_history_without_an_order_holds_the_rest_of_the_list() -> None:
+    made = examples(ints(0, 1, 0), ints(10, 20, 11), ints(1, 2, 3))
+    starts, ends = made.past.offsets[made.user], made.past.offsets[made.user + 1]
+    whole = dataclasses.replace(made, history_start=starts, history_end=ends, leaves_out_own=True)
+    assert histories(whole) == [[90, 91, 11], [92], [90, 91, 10]]
+    hidden = whole.histories(ints(0, 1), np.array([True, False]))
+    assert [hidden.list_at(0).tolist(), hidden.list_at(1).tolist()] == [[], [92]]
 
 
 def test_state_advanced_in_two_windows_equals_one() -> None:

@@ -14,7 +14,7 @@ from twotower.model.losses import (
     select_loss,
 )
 
-NAMES = ["pointwise", "pairwise_hinge", "pairwise_logistic", "listwise"]
+NAMES = ["pointwise", "cosine_contrastive", "pairwise_hinge", "pairwise_logistic", "listwise"]
 
 
 def logits(rows: int = 6, columns: int = 9) -> tuple[Tensor, Tensor]:
@@ -38,7 +38,8 @@ def test_permuting_the_rows_permutes_the_losses(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_the_gradient_raises_the_positive_and_lowers_every_negative(name: str) -> None:
     positives, negatives = (values.requires_grad_() for values in logits())
-    select_loss(name, margin=50.0)(positives, negatives).sum().backward()
+    margin = -50.0 if name == "cosine_contrastive" else 50.0
+    select_loss(name, margin=margin)(positives, negatives).sum().backward()
     assert positives.grad is not None
     assert negatives.grad is not None
     assert (positives.grad < 0).all()
@@ -73,6 +74,14 @@ def test_hinge_is_zero_beyond_the_margin_and_linear_within() -> None:
     positives, negatives = torch.tensor([2.0, 2.0]), torch.tensor([[1.0], [1.9]])
     found = pairwise_hinge(positives, negatives, margin=0.5)
     torch.testing.assert_close(found, torch.tensor([0.0, 0.4]))
+
+
+def test_cosine_contrastive_counts_negatives_above_the_margin_alone() -> None:
+    positives, negatives = torch.tensor([3.0, 1.0]), torch.tensor([[2.0, 5.0], [0.5, 0.9]])
+    loss = select_loss("cosine_contrastive", margin=1.0, negative_weight=10.0)
+    torch.testing.assert_close(
+        loss(positives, negatives), torch.tensor([10 * (1.0 + 4.0) / 2 - 3.0, -1.0])
+    )
 
 
 def test_pairwise_logistic_of_equal_logits_is_log_two() -> None:

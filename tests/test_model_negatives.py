@@ -167,6 +167,14 @@ def test_without_the_batch_as_a_source_only_uniform_columns_are_negatives() -> N
     assert negatives.shape == (2, 3)
 
 
+def test_chosen_negatives_of_a_loss_without_correction_keep_their_scores() -> None:
+    held, scores = columns([1, 2, 3]), torch.full((1, 3), 0.25)
+    plain = rules(per_positive=1, is_corrected=False)
+    positives, negatives = training_logits(scores, held, plain, torch.Generator())
+    assert positives.tolist() == [0.25]
+    assert {value for value in negatives.flatten().tolist() if value > -torch.inf} <= {0.25}
+
+
 def test_chosen_negatives_keep_the_sum_an_unbiased_estimate() -> None:
     generator = torch.Generator().manual_seed(0)
     scores = torch.randn(1, 33, generator=generator)

@@ -235,6 +235,13 @@ def test_weak_positives_join_the_base_model(tmp_path: Path) -> None:
     assert weak.meta.trained.rows > plain.meta.trained.rows
 
 
+def test_a_base_model_of_sets_learns_from_the_rest_of_each_list(lineage: Lineage) -> None:
+    others = msgspec.structs.replace(lineage.project.training, base_history="others")
+    as_set, as_sequence = lineage.train_base(others), lineage.base
+    assert as_set.meta.trained.digest == as_sequence.meta.trained.digest
+    assert as_set.meta.trained.loss != as_sequence.meta.trained.loss
+
+
 def test_progress_counts_every_example(lineage: Lineage) -> None:
     class Recorder:
         counts: list[int]

@@ -11,7 +11,13 @@ import torch
 
 from staged_log import DAYS, write_staged_project
 from toy_lineage import ToyLineage
-from twotower.training.settings import HardNegativeSettings, TrainingSettings
+from twotower.training.batches import applied_correction, drawn_negatives
+from twotower.training.settings import (
+    HardNegativeSettings,
+    LossName,
+    NegativeSettings,
+    TrainingSettings,
+)
 
 RECORDED = {
     "listwise": (7.354298, 6.935026, 6.943318),
@@ -51,6 +57,35 @@ def test_the_losses_of_a_fixed_seed_are_the_recorded_ones(
         state = lineage.full(state, day, training)
         losses.append(state.meta.trained.loss)
     assert losses == pytest.approx(RECORDED[loss], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("loss", "per_positive", "drawn", "correction"),
+    [
+        ("listwise", 3, None, "mixture"),
+        ("pointwise", 3, 3, "mixture"),
+        ("pairwise_hinge", 0, None, "mixture"),
+        ("cosine_contrastive", 0, None, "none"),
+        ("cosine_contrastive", 8, 8, "none"),
+    ],
+)
+def test_which_negatives_a_loss_takes_and_how_they_are_corrected(
+    loss: LossName, per_positive: int, drawn: int | None, correction: str
+) -> None:
+    negatives = NegativeSettings(per_positive=per_positive)
+    training = TrainingSettings(loss=loss, negatives=negatives)
+    assert drawn_negatives(training) == drawn
+    assert applied_correction(training) == correction
+
+
+def test_the_weight_of_the_negatives_reaches_the_step(lineage: ToyLineage) -> None:
+    plain = msgspec.structs.replace(settings(lineage, "cosine_contrastive", 1), margin=0.01)
+    weighted = msgspec.structs.replace(plain, negative_weight=100.0)
+    light, heavy = (
+        lineage.full(lineage.base, DAYS[0], training).meta.trained.loss
+        for training in (plain, weighted)
+    )
+    assert heavy > light + 1.0
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -6,6 +6,7 @@ Legend: `n` examples, `H` history items in all.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,17 +36,32 @@ class Examples:
     history_start: IntArray
     """`[n]`: the history of example `i` is `past.values[history_start[i]:history_end[i]]`."""
     history_end: IntArray
+    leaves_out_own: bool = False
+    """Whether a history holds the example's own item at one place, which does not count."""
 
     def __len__(self) -> int:
         return len(self.event_id)
 
-    def histories(self, indices: IntArray) -> Ragged:
-        """Return the histories of some examples, oldest item first."""
-        return self.histories_between(self.history_start[indices], self.history_end[indices])
+    def at(self, indices: IntArray) -> Examples:
+        """Return some of the examples, in the order of `indices`; `past` is shared."""
+        taken: dict[str, Any] = {name: values[indices] for name, values in self.rows()}
+        return dataclasses.replace(self, **taken)
 
-    def histories_between(self, starts: IntArray, ends: IntArray) -> Ragged:
-        """Return `past.values[starts[i]:ends[i]]` as lists of their own."""
-        return take_ragged(self.past, starts, ends)
+    def rows(self) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+        """Yield what holds a value an example, by name."""
+        for field in dataclasses.fields(self):
+            if field.name not in ("past", "leaves_out_own"):
+                yield field.name, getattr(self, field.name)
+
+    def histories(
+        self, indices: IntArray, is_hidden: npt.NDArray[np.bool_] | None = None
+    ) -> Ragged:
+        """Return the histories of some examples, oldest item first; empty where `is_hidden`."""
+        starts, ends = self.history_start[indices], self.history_end[indices]
+        if is_hidden is not None:
+            starts = np.where(is_hidden, ends, starts)
+        past = take_ragged(self.past, starts, ends)
+        return _without(past, self.item[indices]) if self.leaves_out_own else past
 
 
 def build_examples(
@@ -88,11 +104,16 @@ def build_examples(
 def join_examples(first: Examples, second: Examples) -> Examples:
     """Return the examples of both; they share one `past`."""
     joined: dict[str, Any] = {
-        field.name: np.concatenate([getattr(first, field.name), getattr(second, field.name)])
-        for field in dataclasses.fields(Examples)
-        if field.name != "past"
+        name: np.concatenate([values, getattr(second, name)]) for name, values in first.rows()
     }
     return dataclasses.replace(first, **joined)
+
+
+def _without(lists: Ragged, items: IntArray) -> Ragged:
+    """Return the lists without the places that hold the list's own item of `items`."""
+    stays = lists.values != np.repeat(items, lists.lengths())
+    before = np.concatenate([np.zeros(1, np.int64), np.cumsum(stays)])
+    return Ragged(lists.values[stays], before[lists.offsets])
 
 
 def _before_window(recent: Ragged, user: IntArray) -> IntArray:

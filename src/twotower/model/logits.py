@@ -45,6 +45,8 @@ class LogitRules(NamedTuple):
     in_batch: bool
     per_positive: int | None
     """Negatives chosen a row; None for all."""
+    is_corrected: bool = True
+    """Whether expected counts enter the logits; where not, those of the columns are zero."""
 
 
 def training_logits(
@@ -78,7 +80,7 @@ def training_logits(
     width = num_columns - first
     chosen = choose_columns(num_rows, width, rules.per_positive, generator)
     # Only k of the columns are drawn, so every expected count shrinks by k / width.
-    shrink = math.log(rules.per_positive / width)
+    shrink = math.log(rules.per_positive / width) if rules.is_corrected else 0.0
     if rules.correct_positive:
         positives = positives - shrink
     return positives, negatives.gather(1, chosen) - shrink

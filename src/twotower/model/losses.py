@@ -8,12 +8,20 @@ Legend: `B` examples, `C` negatives a row.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["listwise", "pairwise_hinge", "pairwise_logistic", "pointwise", "select_loss"]
+__all__ = [
+    "cosine_contrastive",
+    "listwise",
+    "pairwise_hinge",
+    "pairwise_logistic",
+    "pointwise",
+    "select_loss",
+]
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -28,6 +36,25 @@ def pointwise(positive_logits: Tensor, negative_logits: Tensor) -> Tensor:
         negative_logits: `[B, C]`, minus infinity where there is no negative.
     """
     return functional.softplus(-positive_logits) + functional.softplus(negative_logits).sum(1)
+
+
+def cosine_contrastive(
+    positive_logits: Tensor, negative_logits: Tensor, *, margin: float, negative_weight: float
+) -> Tensor:
+    """Return the cosine contrastive loss of each positive and its negatives, `[B]`.
+
+    `(1 - s+) + w / k sum_j max(0, s_j - m)` (Mao et al. 2021, SimpleX, equation 1) divided by the
+    temperature and without its constant: a negative beyond the margin no longer counts, so many of
+    them find the hard ones among themselves. Meant for logits without the logQ correction.
+
+    Args:
+        positive_logits: `[B]`.
+        negative_logits: `[B, C]`, minus infinity where there is no negative.
+        margin: `m`, the similarity that a negative may have, in units of the logit.
+        negative_weight: `w`, of the mean over the negatives.
+    """
+    above = (negative_logits - margin).clamp_min(0)
+    return negative_weight * _mean_over_negatives(above, negative_logits) - positive_logits
 
 
 def pairwise_hinge(positive_logits: Tensor, negative_logits: Tensor, *, margin: float) -> Tensor:
@@ -72,13 +99,20 @@ def _mean_over_negatives(losses: Tensor, negative_logits: Tensor) -> Tensor:
     return losses.sum(1) / num_negatives
 
 
-def select_loss(name: str, *, margin: float) -> Loss:
-    """Return the loss of that name; `margin`, in units of the logit, is the hinge's alone."""
+def select_loss(name: str, *, margin: float, negative_weight: float = 1.0) -> Loss:
+    """Return the loss of that name.
+
+    Args:
+        name: of a setting `training.loss`.
+        margin: of `pairwise_hinge` and `cosine_contrastive`, in units of the logit.
+        negative_weight: of `cosine_contrastive` alone.
+    """
     losses: dict[str, Loss] = {
         "pointwise": pointwise,
-        "pairwise_hinge": lambda positive, negative: pairwise_hinge(
-            positive, negative, margin=margin
+        "cosine_contrastive": partial(
+            cosine_contrastive, margin=margin, negative_weight=negative_weight
         ),
+        "pairwise_hinge": partial(pairwise_hinge, margin=margin),
         "pairwise_logistic": pairwise_logistic,
         "listwise": listwise,
     }

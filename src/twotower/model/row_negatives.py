@@ -89,7 +89,7 @@ def place_items(listed: list[Tensor], num_before: int) -> tuple[Tensor, list[Ten
     return items, places
 
 
-def select_row_loss(name: str, *, margin: float) -> Loss:
+def select_row_loss(name: str, *, margin: float, negative_weight: float = 1.0) -> Loss:
     """Return the loss of the positive against the row's own negatives, for a loss of that name.
 
     The same one where it compares the two. Pointwise does not: trained with logQ, its uncorrected
@@ -100,8 +100,10 @@ def select_row_loss(name: str, *, margin: float) -> Loss:
     Args:
         name: of the loss over the easy negatives.
         margin: see `select_loss`.
+        negative_weight: see `select_loss`.
     """
-    return select_loss("pairwise_logistic" if name == "pointwise" else name, margin=margin)
+    compared = "pairwise_logistic" if name == "pointwise" else name
+    return select_loss(compared, margin=margin, negative_weight=negative_weight)
 
 
 def row_negative_loss(

@@ -79,7 +79,7 @@ def train_base_model(
         state.popularity.grow(len(state.items))
         return state
     lists = _learn_lists(state, tables, history, cut_ms)
-    examples = _examples(lists, model.history_length, training.base_shown_weight)
+    examples = _examples(lists, model.history_length, training)
     admit(state, examples.user, examples.item, day_number(data.days[0]) - 1, training.admission)
     state.model = _new_model(state)
     trained = run_pass(
@@ -182,8 +182,8 @@ def _learn_lists(
     )
 
 
-def _examples(lists: _Lists, history_length: int, shown_weight: float) -> Examples:
-    """Return each positive with the list before it, and shown items as weak positives.
+def _examples(lists: _Lists, history_length: int, training: TrainingSettings) -> Examples:
+    """Return each positive with its history, and shown items as weak positives.
 
     A shown item without the outcome has the user's whole list as its history: the source does
     not say when it was shown.
@@ -200,9 +200,16 @@ def _examples(lists: _Lists, history_length: int, shown_weight: float) -> Exampl
         num_users=num_users,
         history_length=history_length,
     )
-    if shown_weight == 0:
+    if training.base_history == "others":
+        ends = lists.positives.offsets[users + 1]
+        starts = np.maximum(lists.positives.offsets[users], ends - history_length)
+        positives = dataclasses.replace(
+            positives, history_start=starts, history_end=ends, leaves_out_own=True
+        )
+    weight = training.base_shown_weight
+    if weight == 0:
         return positives
-    return join_examples(positives, _shown(lists, positives, history_length, shown_weight))
+    return join_examples(positives, _shown(lists, positives, history_length, weight))
 
 
 def _shown(

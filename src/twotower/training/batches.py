@@ -29,8 +29,26 @@ from twotower.training.profile_tensors import ProfileTensors
 from twotower.training.settings import PassSettings, TrainingSettings
 
 __all__ = ["Batch", "BatchMaker", "FoldedSides", "NegativeLists"]
+__all__ = [
+    "Batch",
+    "BatchMaker",
+    "NegativeLists",
+    "ProfileTensors",
+    "applied_correction",
+    "drawn_negatives",
+]
 
 IntArray = npt.NDArray[np.int64]
+
+
+def drawn_negatives(training: TrainingSettings) -> int | None:
+    """Return how many easy negatives a positive draws, None where it takes all."""
+    return None if training.loss == "listwise" else training.negatives.per_positive or None
+
+
+def applied_correction(training: TrainingSettings) -> str:
+    """Return by what the logits of the loss are corrected."""
+    return "none" if training.loss == "cosine_contrastive" else training.negatives.correction
 
 
 class Batch(NamedTuple):
@@ -113,7 +131,8 @@ class BatchMaker:
         self._needs_item_features = not is_constant
         self._item_vectors = item_vectors
         self._listed = listed
-        self._is_listwise = training.loss == "listwise"
+        self._per_positive = drawn_negatives(training)
+        self._correction = applied_correction(training)
         self._state = state
         self._examples = examples
         self._dropout = training.id_dropout
@@ -180,8 +199,8 @@ class BatchMaker:
 
     def _num_easy(self, num_rows: int) -> int:
         """Return the easy negatives of a row of a batch."""
-        if not self._is_listwise:
-            return self._negatives.per_positive
+        if self._per_positive is not None:
+            return self._per_positive
         return self._schedule.uniform + (num_rows if self._negatives.in_batch else 0)
 
     def _hide_users(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -192,9 +211,7 @@ class BatchMaker:
     def _history(self, indices: IntArray, hidden: npt.NDArray[np.bool_]) -> History | None:
         if not self._has_history:
             return None
-        examples = self._examples
-        starts = np.where(hidden, examples.history_end[indices], examples.history_start[indices])
-        past = examples.histories_between(starts, examples.history_end[indices])
+        past = self._examples.histories(indices, hidden)
         rows = self._item_rows[torch.from_numpy(past.values)]
         return History(rows, torch.from_numpy(past.offsets[:-1]))
 
@@ -206,7 +223,7 @@ class BatchMaker:
             num_in_batch=len(indices) if self._negatives.in_batch else 0,
             num_uniform=self._schedule.uniform,
             num_corpus=len(self._corpus),
-            correction=self._negatives.correction,
+            correction=self._correction,
         )
         return Columns(items, log_count, self._known_positives(indices))
 

@@ -7,7 +7,7 @@ lineage every positive is trained by exactly one full update. Legend: `n` exampl
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -47,7 +47,7 @@ def divide(
     is_withheld = np.zeros(len(examples), np.bool_)
     if rule is not None:
         is_withheld = choose_held_out(examples.user, window.window.cut_ms, rule)
-    kept = _take(examples, np.flatnonzero(~is_withheld))
+    kept = examples.at(np.flatnonzero(~is_withheld))
     carried = state.held_out
     trained = join_examples(_carried_examples(state, carried, examples), kept)
     trained = dataclasses.replace(trained, past=_behind(examples.past, carried.history))
@@ -73,15 +73,6 @@ def check_division(trained: Trained, division: Division, window: WindowEvents) -
         withheld_rows=len(withheld),
         carried_rows=len(carried),
     )
-
-
-def _take(examples: Examples, indices: npt.NDArray[np.int64]) -> Examples:
-    taken: dict[str, Any] = {
-        field.name: getattr(examples, field.name)[indices]
-        for field in dataclasses.fields(Examples)
-        if field.name != "past"
-    }
-    return dataclasses.replace(examples, **taken)
 
 
 def _carried_examples(state: Checkpoint, carried: HeldOut, window: Examples) -> Examples:

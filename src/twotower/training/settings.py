@@ -8,6 +8,7 @@ import msgspec
 
 __all__ = [
     "AdmissionSettings",
+    "BaseHistory",
     "FrequencySettings",
     "HardNegativeSettings",
     "IdDropoutSettings",
@@ -20,7 +21,10 @@ __all__ = [
     "UserStateSettings",
 ]
 
-LossName = Literal["pointwise", "pairwise_hinge", "pairwise_logistic", "listwise"]
+LossName = Literal[
+    "pointwise", "cosine_contrastive", "pairwise_hinge", "pairwise_logistic", "listwise"
+]
+BaseHistory = Literal["before", "others"]
 PassOrder = Literal["shuffled", "by_time", "by_hour"]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 PositiveFloat = Annotated[float, msgspec.Meta(gt=0)]
@@ -68,10 +72,12 @@ class NegativeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
 
     in_batch: bool = True
     """Use the other examples' items in the batch."""
-    per_positive: PositiveInt = 3
-    """Negatives a positive for the pointwise and pairwise losses; listwise uses all."""
+    per_positive: NonNegativeInt = 3
+    """Negatives a positive for the pointwise and pairwise losses, drawn from those of the batch; 0
+    uses all of them, as listwise always does."""
     correction: Literal["mixture", "per_source", "none"] = "mixture"
-    """logQ: by the expected count over all sampled sources, by each source alone, or not at all."""
+    """logQ: by the expected count over all sampled sources, by each source alone, or not at all;
+    cosine_contrastive is never corrected, because its margin is a similarity."""
     exclude_known: bool = True
     """Never hold a user's other known positives against him: those of his history and of the
     pass."""
@@ -151,7 +157,10 @@ class TrainingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     temperature: PositiveFloat = 0.1
     """Divides the score before the loss."""
     margin: PositiveFloat = 0.2
-    """Of the pairwise hinge, in units of the score."""
+    """In units of the score. pairwise_hinge: by how much a positive should lead;
+    cosine_contrastive: the similarity that a negative may have."""
+    negative_weight: PositiveFloat = 1.0
+    """cosine_contrastive: weight of the mean over the negatives beside the positive."""
     accumulator_decay: Share = 1.0
     """Factor on every Adagrad accumulator at the start of a full update; 1 keeps it."""
     save_every_steps: PositiveInt = 500
@@ -162,6 +171,9 @@ class TrainingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     """Threads of arithmetic, 0 for PyTorch's choice; the last bits of a result depend on it."""
     base: PassSettings = PassSettings(epochs=3, batch_size=1024)
     """The base model, from the history that has no times."""
+    base_history: BaseHistory = "before"
+    """What an example of the base model has as the user's history. before: the list up to it, for
+    lists in the order of time; others: the rest of the list, for lists without an order."""
     base_shown_weight: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     """Weight, as weak positives of the base model, of items that the history only shows."""
     full: PassSettings = PassSettings()

@@ -15,6 +15,7 @@ from twotower.model.row_negatives import row_negative_loss, select_row_loss
 from twotower.model.tiled_listwise import tiled_listwise
 from twotower.model.towers import TwoTower
 from twotower.training.batches import Batch, FoldedSides
+from twotower.training.batches import Batch, applied_correction, drawn_negatives
 from twotower.training.settings import PassSettings, TrainingSettings
 
 __all__ = ["Stepper", "load_adam", "save_adam"]
@@ -46,8 +47,9 @@ class Stepper:
         self._table_learning_rate = schedule.table_learning_rate
         self._rules = _logit_rules(training)
         margin = training.margin / training.temperature
-        self._loss: Loss = select_loss(training.loss, margin=margin)
-        self._row_loss: Loss = select_row_loss(training.loss, margin=margin)
+        weight = training.negative_weight
+        self._loss: Loss = select_loss(training.loss, margin=margin, negative_weight=weight)
+        self._row_loss: Loss = select_row_loss(training.loss, margin=margin, negative_weight=weight)
         self._is_tiled = training.loss == "listwise" and training.negatives.in_batch
 
     def step(self, batch: Batch, generator: torch.Generator) -> float:
@@ -127,7 +129,8 @@ def _logit_rules(training: TrainingSettings) -> LogitRules:
         temperature=training.temperature,
         correct_positive=negatives.correct_positive,
         in_batch=negatives.in_batch,
-        per_positive=None if training.loss == "listwise" else negatives.per_positive,
+        per_positive=drawn_negatives(training),
+        is_corrected=applied_correction(training) != "none",
     )
 
 
