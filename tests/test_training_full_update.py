@@ -20,7 +20,7 @@ from twotower.training import training_pass
 from twotower.training.base_model import train_base_model
 from twotower.training.full_update import run_full_update
 from twotower.training.settings import PassOrder, TrainingSettings
-from twotower.training.training_pass import check_trained_once, pass_order
+from twotower.training.training_pass import AfterEpoch, check_trained_once, pass_order
 
 Arrays = dict[str, npt.NDArray[np.generic]]
 DAYS = ("2024-03-01", "2024-03-02", "2024-03-03")
@@ -35,13 +35,18 @@ class Lineage:
         self.data = ImportedData.open(self.project.data_path)
         self.base = self.train_base()
 
-    def train_base(self, training: TrainingSettings | None = None) -> Checkpoint:
+    def train_base(
+        self,
+        training: TrainingSettings | None = None,
+        after_epoch: AfterEpoch | None = None,
+    ) -> Checkpoint:
         return train_base_model(
             self.data,
             users=self.project.users,
             items=self.project.items,
             model=self.project.model,
             training=training or self.project.training,
+            after_epoch=after_epoch,
         )
 
     def full(
@@ -233,6 +238,25 @@ def test_weak_positives_join_the_base_model(tmp_path: Path) -> None:
         msgspec.structs.replace(lineage.project.training, base_shown_weight=0.5)
     )
     assert weak.meta.trained.rows > plain.meta.trained.rows
+
+
+def test_a_base_model_ends_where_it_is_told_to(lineage: Lineage) -> None:
+    seen = []
+
+    def two(state: Checkpoint, epoch: int) -> bool:
+        seen.append((epoch, len(state.user_state.recent.values)))
+        return epoch < 2
+
+    training = lineage.project.training
+    passes = msgspec.structs.replace(training.base, epochs=4)
+    stopped = lineage.train_base(msgspec.structs.replace(training, base=passes), two)
+    assert [epoch for epoch, _ in seen] == [1, 2]
+    assert all(known > 0 for _, known in seen)
+    assert stopped.meta.trained.epochs == 2
+    shorter = msgspec.structs.replace(passes, epochs=2)
+    whole = lineage.train_base(msgspec.structs.replace(training, base=shorter))
+    for name, values in whole.arrays().items():
+        np.testing.assert_array_equal(stopped.arrays()[name], values, err_msg=name)
 
 
 def test_a_base_model_of_sets_learns_from_the_rest_of_each_list(lineage: Lineage) -> None:

@@ -30,7 +30,7 @@ from twotower.progress import SILENT, Progress
 from twotower.training.growth import EntityTables, admit, learn
 from twotower.training.resume import PassKeeper
 from twotower.training.settings import TrainingSettings
-from twotower.training.training_pass import check_trained_once, run_pass
+from twotower.training.training_pass import AfterEpoch, check_trained_once, run_pass
 from twotower.training.window import day_number
 
 __all__ = ["train_base_model"]
@@ -52,6 +52,7 @@ def train_base_model(
     training: TrainingSettings,
     progress: Progress = SILENT,
     keeper: PassKeeper | None = None,
+    after_epoch: AfterEpoch | None = None,
 ) -> Checkpoint:
     """Return the checkpoint that the first full update starts from.
 
@@ -63,6 +64,7 @@ def train_base_model(
         training: settings; the pass is `training.base`.
         progress: told of every step.
         keeper: saves the running pass and finds what was saved; None for neither.
+        after_epoch: see `run_pass`; the state knows the users' lists by then.
 
     Raises:
         LineageError: no day is imported.
@@ -81,6 +83,10 @@ def train_base_model(
     lists = _learn_lists(state, tables, history, cut_ms)
     examples = _examples(lists, model.history_length, training)
     admit(state, examples.user, examples.item, day_number(data.days[0]) - 1, training.admission)
+    state.user_state = UserState(
+        newest(lists.positives, model.history_length),
+        newest(lists.seen, training.user_state.seen_limit),
+    )
     state.model = _new_model(state)
     trained = run_pass(
         state,
@@ -92,13 +98,10 @@ def train_base_model(
         progress=progress,
         task="base model",
         keeper=keeper,
+        after_epoch=after_epoch,
     )
     check_trained_once(trained, rows=len(examples), digest=event_digest(examples.event_id))
     state.popularity.grow(len(state.items))
-    state.user_state = UserState(
-        newest(lists.positives, model.history_length),
-        newest(lists.seen, training.user_state.seen_limit),
-    )
     return state.replace_meta(trained=trained)
 
 

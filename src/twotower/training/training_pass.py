@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import numpy as np
@@ -23,9 +23,12 @@ from twotower.training.resume import Cursor, PassKeeper
 from twotower.training.settings import PassOrder, PassSettings, TrainingSettings
 from twotower.training.step import Stepper, load_adam, save_adam
 
-__all__ = ["check_trained_once", "mix_seeds", "pass_order", "run_pass"]
+__all__ = ["AfterEpoch", "check_trained_once", "mix_seeds", "pass_order", "run_pass"]
 
 _MS_PER_HOUR: Final = 3_600_000
+
+AfterEpoch = Callable[[Checkpoint, int], bool]
+"""Sees the state after an epoch, counted from 1; the pass ends where it returns False."""
 
 
 def run_pass(
@@ -40,6 +43,7 @@ def run_pass(
     task: str,
     keeper: PassKeeper | None = None,
     listed: Sequence[NegativeLists] = (),
+    after_epoch: AfterEpoch | None = None,
 ) -> Trained:
     """Train `state.model` on every example, `schedule.epochs` times in a new order each.
 
@@ -57,6 +61,7 @@ def run_pass(
         task: its name there.
         keeper: saves the pass as it goes and finds what was saved; None for neither.
         listed: sources of negatives that belong to users.
+        after_epoch: decides whether another epoch follows; None for all of the schedule.
 
     Returns:
         What went through a step in the last epoch, counted there and not before.
@@ -72,12 +77,13 @@ def run_pass(
     progress.advance(resumed_at)
     while True:
         cursor = running.finish_epoch(cursor, progress)
-        if cursor.epoch + 1 == schedule.epochs:
+        num_epochs = cursor.epoch + 1
+        if num_epochs == schedule.epochs or (after_epoch and not after_epoch(state, num_epochs)):
             break
         cursor = _start_of(cursor.epoch + 1, examples, len(listed))
     progress.end()
     state.optimizer = save_adam(state.model, running.adam)
-    rows = len(examples) * schedule.epochs - resumed_at
+    rows = len(examples) * num_epochs - resumed_at
     return _count(examples, cursor, schedule, rows, time.perf_counter() - began)
 
 
@@ -165,8 +171,8 @@ def _count(
         rows=rows,
         distinct_event_ids=len(np.unique(event_ids)),
         digest=event_digest(event_ids),
-        epochs=schedule.epochs,
-        steps=-(-len(examples) // schedule.batch_size) * schedule.epochs,
+        epochs=cursor.epoch + 1,
+        steps=-(-len(examples) // schedule.batch_size) * (cursor.epoch + 1),
         loss=cursor.total_loss / max(rows, 1),
         seconds=round(seconds, 3),
         examples_per_s=round(rows_now / max(seconds, 1e-9), 1),
