@@ -28,12 +28,11 @@ from twotower.model.towers import Features, History
 from twotower.training.profile_tensors import ProfileTensors
 from twotower.training.settings import PassSettings, TrainingSettings
 
-__all__ = ["Batch", "BatchMaker", "FoldedSides", "NegativeLists"]
 __all__ = [
     "Batch",
     "BatchMaker",
+    "FoldedSides",
     "NegativeLists",
-    "ProfileTensors",
     "applied_correction",
     "drawn_negatives",
 ]

@@ -14,8 +14,12 @@ from twotower.model.losses import Loss, select_loss
 from twotower.model.row_negatives import row_negative_loss, select_row_loss
 from twotower.model.tiled_listwise import tiled_listwise
 from twotower.model.towers import TwoTower
-from twotower.training.batches import Batch, FoldedSides
-from twotower.training.batches import Batch, applied_correction, drawn_negatives
+from twotower.training.batches import (
+    Batch,
+    FoldedSides,
+    applied_correction,
+    drawn_negatives,
+)
 from twotower.training.settings import PassSettings, TrainingSettings
 
 __all__ = ["Stepper", "load_adam", "save_adam"]
