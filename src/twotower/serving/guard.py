@@ -35,7 +35,8 @@ Headers = Sequence[tuple[bytes, bytes]]
 _LOGGER: Final = logging.getLogger("twotower")
 _BEARER: Final = b"bearer "
 _MAX_KNOWN: Final = 4096
-_MAX_KEY_BYTES: Final = 256
+_MAX_KEY_BYTES: Final = 512
+"""Of both headers together; longer ones hold no key of ours."""
 
 
 class Pass(NamedTuple):
@@ -66,7 +67,8 @@ class Guard:
         self._requires_key = requires_key
         self._rates = rates
         self._passes: list[Pass] = []
-        self._known: dict[bytes, Pass] = {}
+        self._known: dict[tuple[bytes, bytes], Pass] = {}
+        """By both headers as they came."""
         self._seen: KeyFingerprint | None = None
         self.look()
 
@@ -103,10 +105,13 @@ class Guard:
         """
         if scope == "open" or not self._requires_key:
             return None
-        token = _token(headers)
-        if token is None:
-            raise _unauthorized("expected an API key, found none; send it as Authorization: Bearer")
-        found = self._known.get(token) or self._find(token)
+        authorization = given = b""
+        for name, value in headers:
+            if name == b"authorization":
+                authorization = value
+            elif name == b"x-api-key":
+                given = value
+        found = self._known.get((authorization, given)) or self._find(authorization, given)
         if found is None:
             raise _unauthorized("the API key is none of this server's", "invalid_token")
         if found.is_revoked:
@@ -119,9 +124,19 @@ class Guard:
             self._rates.take(found.key_id, scope)
         return found
 
-    def _find(self, token: bytes) -> Pass | None:
-        """Return whose key this is; how long it takes tells nothing about any of them."""
-        if len(token) > _MAX_KEY_BYTES:
+    def _find(self, authorization: bytes, given: bytes) -> Pass | None:
+        """Return whose key a request brings, and know it from now on by its headers' bytes.
+
+        How long it takes tells nothing about any of the keys.
+
+        Raises:
+            RefusedRequest: it brings none.
+        """
+        is_bearer = authorization[: len(_BEARER)].lower() == _BEARER
+        token = authorization[len(_BEARER) :] if is_bearer else given
+        if not token:
+            raise _unauthorized("expected an API key, found none; send it as Authorization: Bearer")
+        if len(authorization) + len(given) > _MAX_KEY_BYTES:
             return None
         digest = hash_key(token)
         found = None
@@ -131,7 +146,7 @@ class Guard:
         if found is not None:
             if len(self._known) >= _MAX_KNOWN:
                 self._known.clear()
-            self._known[token] = found
+            self._known[authorization, given] = found
         return found
 
 
@@ -143,17 +158,6 @@ def _pass(key: ApiKey) -> Pass:
         is_revoked=key.revoked_ms is not None,
         sha256=key.sha256,
     )
-
-
-def _token(headers: Headers) -> bytes | None:
-    """Return the key that a request brings; that of `Authorization` wins."""
-    given = None
-    for name, value in headers:
-        if name == b"authorization" and value[:7].lower() == _BEARER:
-            return value[7:]
-        if name == b"x-api-key":
-            given = value
-    return given
 
 
 def _unauthorized(detail: str, error: str = "") -> RefusedRequest:
