@@ -165,14 +165,6 @@ def test_swaps_and_roll_backs_under_load_fail_mix_and_reverse_nothing(
         assert counted == num_answers
 
 
-@pytest.mark.slow
-def test_a_hundred_swaps_under_load(
-    store: ModelStore, published: tuple[Path, References], tmp_path: Path
-) -> None:
-    with running_server(write_project(tmp_path), workers=2) as server:
-        check_load(swap_under_load(server, store, published[1], 110), store)
-
-
 def test_the_checker_sees_a_mixed_answer(published: tuple[Path, References]) -> None:
     """An answer of one generation under another's name, and half an answer of each."""
     references = published[1]
@@ -282,11 +274,18 @@ def test_ctrl_c_does_not_wait_and_a_second_signal_ends_at_once(tmp_path: Path) -
     with running_server(config) as server:
         server.signal(signal.SIGINT)
         assert server.process.wait(30) == 0
-    with running_server(config) as server:
+    with (
+        running_server(config, workers=2) as server,
+        socket.create_connection(server.address) as waiting,
+    ):
+        waiting.sendall(b"POST /v1/retrieve HTTP/1.1\r\nHost: x\r\nContent-Le")
+        pids = server.worker_pids()
         server.signal(signal.SIGTERM)
         eventually(lambda: server.ask("GET", "/readyz").status == 503)
+        assert server.ask("POST", "/v1/retrieve", {"user_id": USERS[0]}).status == 200
         server.signal(signal.SIGTERM)
         assert server.process.wait(30) == 0
+        assert not any(map(is_running, pids))
 
 
 def is_running(pid: int) -> bool:
