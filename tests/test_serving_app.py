@@ -109,7 +109,8 @@ def test_an_unknown_user_is_no_error(connection: http.client.HTTPConnection) -> 
     assert answer["degraded"] == ["unknown_user"]
     assert len(answer["candidates"]) == 20
     answer = retrieve(connection, user_id=UNKNOWN_USER, features={"city": "Atlantis"})
-    assert answer["degraded"] == ["unknown_user", "feature:city=unseen"]
+    missing = [f"feature:{name}=missing" for name in ("age", "tags", "joined")]
+    assert answer["degraded"] == ["unknown_user", "feature:city=unseen", *missing]
 
 
 def test_k_above_the_corpus(connection: http.client.HTTPConnection) -> None:

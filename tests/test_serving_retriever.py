@@ -139,7 +139,7 @@ def test_given_clicks_replace_the_stored_ones_and_are_not_recommended(
 
 def test_clicks_on_unknown_items_are_reported(retriever: Retriever) -> None:
     answer = retriever.retrieve(BUSY_USER, k=2, recent=[424_242])
-    assert answer.degraded == ["recent:unknown_items"]
+    assert answer.degraded[-1] == "recent:unknown_items"
     assert answer.recent == []
 
 
@@ -161,7 +161,10 @@ def test_unknown_users_with_different_features_get_different_answers(
     scores = [[candidate.score for candidate in answer.candidates] for answer in answers]
     for one, other in itertools.combinations(scores, 2):
         assert np.abs(np.array(one) - np.array(other)).max() > 1e-4
-    assert all(answer.degraded == ["unknown_user"] for answer in answers)
+    named = ["city", "age", "tags", "joined"]
+    for features, answer in zip(given, answers, strict=True):
+        missing = [f"feature:{name}=missing" for name in named if name not in (features or named)]
+        assert answer.degraded == ["unknown_user", *missing]
 
 
 def test_given_features_win_and_the_others_keep_their_stored_values(
@@ -192,6 +195,18 @@ def test_a_feature_given_as_null_is_forgotten(retriever: Retriever) -> None:
     answer = retriever.retrieve(USERS[1], k=5, features={"city": None})
     assert answer.degraded == ["feature:city=missing"]
     assert answer.candidates != retriever.retrieve(USERS[1], k=5).candidates
+
+
+def test_a_feature_that_nobody_knows_is_reported_until_the_request_gives_it(
+    retriever: Retriever,
+) -> None:
+    lacks_city, lacks_tags = USERS[3], USERS[2]
+    assert retriever.retrieve(lacks_city, k=1).degraded == ["feature:city=missing"]
+    assert retriever.retrieve(lacks_tags, k=1).degraded == ["feature:tags=missing"]
+    given = retriever.retrieve(lacks_city, k=1, features={"city": "Oslo"})
+    assert given.degraded == []
+    unseen = retriever.retrieve(lacks_city, k=1, features={"city": "Atlantis"})
+    assert unseen.degraded == ["feature:city=unseen"]
 
 
 def test_a_value_never_seen_is_reported(retriever: Retriever) -> None:
@@ -226,7 +241,7 @@ def test_text_ids(tmp_path: Path) -> None:
     publish_live(tmp_path, tiny_checkpoint(kind="str"))
     retriever = Retriever.open(tmp_path)
     answer = retriever.retrieve("user-003", k=4)
-    assert answer.degraded == []
+    assert answer.degraded == ["feature:city=missing"]
     assert all(str(item).startswith("item-") for item in item_ids(answer))
     for unknown in ("user-0030", "user-00", "Zoë", "x" * 5000):
         assert retriever.retrieve(unknown, k=1).degraded == ["unknown_user"]

@@ -20,7 +20,7 @@ from twotower.model.settings import HistoryPooling, ModelSettings, PopularitySet
 from twotower.model.towers import TwoTower
 from twotower.training.settings import TrainingSettings
 
-__all__ = ["CUT_MS", "external_ids", "tiny_checkpoint"]
+__all__ = ["CUT_MS", "external_ids", "rich_items", "tiny_checkpoint"]
 
 CUT_MS = 1_651_420_800_000
 _DAY_MS = 86_400_000
@@ -32,6 +32,13 @@ _USER_FEATURES = {
     "joined": FeatureSettings(kind="timestamp", unit="ms"),
 }
 _ITEM_FEATURES = {"genre": FeatureSettings(kind="categorical")}
+_RICH_ITEM_FEATURES = {
+    "genre": FeatureSettings(kind="categorical", min_count=2),
+    "price": FeatureSettings(kind="numeric", transform="log"),
+    "length": FeatureSettings(kind="numeric", transform="quantile", buckets=4),
+    "labels": FeatureSettings(kind="multi", separator="|", max_values=3),
+    "added": FeatureSettings(kind="timestamp", unit="ms"),
+}
 
 
 def external_ids(kind: IdKind, prefix: str, count: int) -> list[Id]:
@@ -51,6 +58,21 @@ def _users(count: int) -> pl.DataFrame:
     )
 
 
+def rich_items(count: int) -> pl.DataFrame:
+    """Items with a feature of each kind; the genre of the last is too rare to be admitted."""
+    genres = [None if n % 7 == 0 else f"genre {n % 5}" for n in range(count)]
+    genres[-1] = "rare"
+    return pl.DataFrame(
+        {
+            "genre": genres,
+            "price": [None if n % 11 == 0 else n / 10 - 1 for n in range(count)],
+            "length": [float(n % 13) for n in range(count)],
+            "labels": [["a|b", "c", "", "b|c"][n % 4] for n in range(count)],
+            "added": [None if n % 9 == 0 else CUT_MS - n * _DAY_MS for n in range(count)],
+        }
+    )
+
+
 def tiny_checkpoint(
     *,
     kind: IdKind = "int",
@@ -60,6 +82,7 @@ def tiny_checkpoint(
     history_length: int = 4,
     history_pooling: HistoryPooling = "mean",
     with_features: bool = True,
+    has_rich_items: bool = False,
     popularity_weight: float = 0.0,
     parent: str | None = None,
     sizes: Mapping[str, Any] | None = None,
@@ -75,8 +98,11 @@ def tiny_checkpoint(
     items.admit(1)
     user_frame = _users(num_users)[np.argsort(user_order)]
     item_frame = pl.DataFrame({"genre": [f"genre {n % 5}" for n in range(num_items)]})
+    item_features = _ITEM_FEATURES
+    if has_rich_items:
+        item_frame, item_features = rich_items(num_items), _RICH_ITEM_FEATURES
     user_spec = FeatureSpec.fit(_USER_FEATURES if with_features else {}, user_frame)
-    item_spec = FeatureSpec.fit(_ITEM_FEATURES if with_features else {}, item_frame)
+    item_spec = FeatureSpec.fit(item_features if with_features else {}, item_frame)
     popularity = PopularitySettings(weight=popularity_weight)
     small = {"vector_dim": 8, "id_dim": 6, "history_dim": 5, "feature_dim": 3, "hidden": (16,)}
     settings = ModelSettings(

@@ -27,6 +27,7 @@ from twotower.data.feature_fields import (
     value_counts,
 )
 from twotower.data.feature_values import (
+    is_missing,
     number,
     number_column,
     split_values,
@@ -67,6 +68,8 @@ class FeatureSpec:
         """The fields of the column pairs of `numeric`, in order."""
         self.listed = tuple(field for field in fields if field.role == "multi")
         """The fields of the middle axis of `multi`, in order."""
+        self._coded_missing = np.array([field.missing_row for field in self.coded], np.int64)
+        self._listed_missing = np.array([field.missing_row for field in self.listed], np.int64)
         self._rows = {f.name: dict(zip(f.values, f.rows, strict=True)) for f in fields}
         self._values = {row: v for f in fields for v, row in zip(f.values, f.rows, strict=True)}
 
@@ -182,6 +185,33 @@ class FeatureSpec:
             unseen |= {field.name} if field.missing_row in rows else set()
         missing = [f.name for f in self.fields if f.is_missing(values.get(f.name))]
         return encoded, missing, [f.name for f in self.fields if f.name in unseen - set(missing)]
+
+    def field_of(self, name: str) -> Field | None:
+        """Return a field by its name."""
+        return next((field for field in self.fields if field.name == name), None)
+
+    def value_row(self, field: Field, value: object) -> int | None:
+        """Return the row of one value of a coded or listed field, None where it was never admitted.
+
+        A value that says nothing has the field's missing row.
+        """
+        if is_missing(value):
+            return field.missing_row
+        return self._rows[field.name].get(text(value) or "")
+
+    def lacking(self, encoded: EncodedFeatures, index: int) -> list[str]:
+        """Return the fields of one entity that hold nothing a tower could use, in their order."""
+        categorical, numeric, multi = encoded
+        lacking = {f.name for f, is_so in zip(
+            self.coded, (categorical[index] == self._coded_missing).tolist(), strict=True
+        ) if is_so}  # fmt: skip
+        lacking |= {f.name for f, has in zip(
+            self.measured, numeric[index, 1::2].tolist(), strict=True
+        ) if not has}  # fmt: skip
+        lacking |= {f.name for f, is_so in zip(
+            self.listed, (multi[index, :, 0] == self._listed_missing).tolist(), strict=True
+        ) if is_so}  # fmt: skip
+        return [field.name for field in self.fields if field.name in lacking] if lacking else []
 
     def missing_rows(self) -> npt.NDArray[np.int64]:
         """Return for every row of the feature table the missing row of its field, `[num_rows]`."""

@@ -66,7 +66,8 @@ class Encoder:
         self.recent = _ragged(artifacts, "recent")
         self.seen = _ragged(artifacts, "seen")
         self._scoring = scoring
-        self._as_of_ms = as_of_ms
+        self.as_of_ms = as_of_ms
+        """The cut, at which ages of timestamp features are measured."""
         self._history_length = history_length
         self._history_pooling = history_pooling
         self.user_id_embeddings: FloatArray = artifacts.array("user_id_embeddings.npy")
@@ -209,7 +210,7 @@ class Encoder:
         known = [field.name for field in self.item_features.fields]
         if unknown := sorted(set(values) - set(known)):
             raise ConfigError(_unknown_feature("item", unknown[0], known))
-        return self.item_features.encode_one(values, self._as_of_ms)[0]
+        return self.item_features.encode_one(values, self.as_of_ms)[0]
 
     def profile(
         self, position: int, given: Mapping[str, object]
@@ -233,7 +234,7 @@ class Encoder:
         stored = self.users.profiles_at(np.array([position])) if is_known else spec.missing(1)
         if not given:
             return stored, []
-        request, missing, unseen = spec.encode_one(given, self._as_of_ms)
+        request, missing, unseen = spec.encode_one(given, self.as_of_ms)
         notes = [f"feature:{name}=unseen" for name in unseen if name in given]
         notes += [f"feature:{name}=missing" for name in missing if name in given]
         return _overlay(spec, stored, request, set(given)), notes

@@ -19,6 +19,7 @@ __all__ = [
     "BatchAnswer",
     "BatchRequest",
     "BatchResult",
+    "Condition",
     "Degraded",
     "MadeBy",
     "RetrieveAnswer",
@@ -30,6 +31,8 @@ MAX_K: Final = 1000
 MAX_BATCH: Final = 256
 _MAX_IDS: Final = 10_000
 _MAX_FEATURES: Final = 256
+_MAX_CONDITIONS: Final = 32
+_MAX_VALUES: Final = 1000
 
 ItemId = (
     Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
@@ -43,6 +46,31 @@ Degraded = Annotated[
         description="Why the answer is less than it could be, such as `unknown_user` or "
         "`feature:city=unseen`; null where it is not."
     ),
+]
+
+
+class Condition(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a feature of an item must be; with nothing but its name, that it is known.
+
+    Everything that is given must hold. `null` among the values is an item without one.
+    """
+
+    feature: Annotated[str, Meta(min_length=1, max_length=256)]
+    any_of: Annotated[
+        Annotated[list[Plain], Meta(max_length=_MAX_VALUES)] | None,
+        Meta(description="It has one of these values; of a multi-valued feature, at least one."),
+    ] = None
+    none_of: Annotated[
+        Annotated[list[Plain], Meta(max_length=_MAX_VALUES)] | None,
+        Meta(description="It has none of these values."),
+    ] = None
+    at_least: Annotated[float | str | None, Meta(description="Of a number, or of a time.")] = None
+    at_most: Annotated[float | str | None, Meta(description="Of a number, or of a time.")] = None
+
+
+Filter = Annotated[
+    list[Condition],
+    Meta(max_length=_MAX_CONDITIONS, description="Conditions that every item returned meets."),
 ]
 
 
@@ -61,6 +89,7 @@ class RetrieveRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     exclude: Annotated[
         list[ItemId], Meta(max_length=_MAX_IDS, description="Items not to return.")
     ] = []
+    filter: Filter = []
     recent: Annotated[
         Annotated[list[ItemId], Meta(max_length=_MAX_IDS)] | None,
         Meta(description="Newest clicks, oldest first, instead of the stored ones."),

@@ -57,6 +57,7 @@ def find(retriever: Retriever, request: RetrieveRequest) -> Found:
         features=request.features,
         recent=request.recent,
         exclude=request.exclude,
+        conditions=request.filter,
         include_seen=request.include_seen,
     )
 

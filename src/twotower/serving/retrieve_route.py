@@ -19,6 +19,7 @@ from twotower.serving.answer import Found
 from twotower.serving.answer_json import encode, made_by, raw_json, retrieve_json
 from twotower.serving.decoding import BodyDecoder
 from twotower.serving.exchange import Call, Reply
+from twotower.serving.item_filter import WrongCondition
 from twotower.serving.messages import MAX_BATCH, RetrieveRequest
 from twotower.serving.metrics import Metrics
 from twotower.serving.overload import Overload
@@ -126,6 +127,9 @@ def _generation_header(served: Served) -> tuple[tuple[bytes, bytes], ...]:
 def _find(served: Served, request: RetrieveRequest) -> Found:
     try:
         return find(served.retriever, request)
+    except WrongCondition as error:
+        fault = Fault(f"$.filter{error.place}", str(error))
+        raise RefusedRequest(422, str(error), faults=[fault]) from None
     except (ConfigError, DataError) as error:
         faults = [_feature_fault(served, request) or Fault("$", str(error))]
         raise RefusedRequest(422, str(error), faults=faults) from None

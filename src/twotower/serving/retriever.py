@@ -27,11 +27,14 @@ from twotower.publishing.encoding import Encoder
 from twotower.publishing.generation import Generation
 from twotower.publishing.store import ModelStore
 from twotower.serving.answer import Answer, Candidate, Found, RecentClick
+from twotower.serving.asking_user import KnownUsers
 from twotower.serving.day_items import DayItems
+from twotower.serving.item_filter import EVERYTHING, ItemFilter
 from twotower.serving.known_items import KnownItems
+from twotower.serving.messages import Condition
 from twotower.serving.overlay import OpenedGeneration, Overlay
 from twotower.serving.shown_items import ShownItems
-from twotower.serving.user_state import MAX_EVENTS, NO_ACTIONS, UserActions, UserEvents
+from twotower.serving.user_state import MAX_EVENTS, UserEvents
 
 __all__ = ["Answer", "Candidate", "Found", "RecentClick", "Retriever"]
 
@@ -68,6 +71,8 @@ class Retriever:
         self.user_state: UserEvents | None = None
         """What users did since the cut; None: only what the generation knows counts."""
         self._items = KnownItems(encoder.items)
+        self._users = KnownUsers(encoder, self.overlay, None, self._items)
+        self._filter = ItemFilter(self.overlay, self._items)
         self.shown = ShownItems(self._items, self.overlay)
         """What `find` found, for people."""
 
@@ -175,6 +180,9 @@ class Retriever:
         after.overlay, after.user_state = overlay, state
         strange = None if state is None else state.strange
         after._items = KnownItems(self.encoder.items, overlay.added, strange)
+        after._users = KnownUsers(self.encoder, overlay, state, after._items)
+        if overlay is not self.overlay:
+            after._filter = ItemFilter(overlay, after._items)
         after.shown = ShownItems(after._items, overlay)
         return after
 
@@ -207,6 +215,7 @@ class Retriever:
         features: Mapping[str, object] | None = None,
         recent: Sequence[Id] | None = None,
         exclude: Sequence[Id] = (),
+        conditions: Sequence[Condition] = (),
         include_seen: bool = False,
     ) -> Answer:
         """Return the `k` best items for a user; a user never seen is no error.
@@ -217,14 +226,21 @@ class Retriever:
             features: Override the stored profile; what is not named keeps its stored value.
             recent: The user's newest clicks, oldest first, instead of the stored ones.
             exclude: Items not to return.
+            conditions: That every item returned meets.
             include_seen: Return items too that the user has seen or has in `recent`.
 
         Raises:
             ConfigError: `k` is below 1, or a feature is none of the model's.
-            DataError: an ID is of the wrong kind.
+            DataError: an ID is of the wrong kind, or a condition fits no item.
         """
         found = self.find(
-            user_id, k, features=features, recent=recent, exclude=exclude, include_seen=include_seen
+            user_id,
+            k,
+            features=features,
+            recent=recent,
+            exclude=exclude,
+            conditions=conditions,
+            include_seen=include_seen,
         )
         return Answer(
             user_id=self.encoder.users.normal(user_id),
@@ -246,58 +262,34 @@ class Retriever:
         features: Mapping[str, object] | None = None,
         recent: Sequence[Id] | None = None,
         exclude: Sequence[Id] = (),
+        conditions: Sequence[Condition] = (),
         include_seen: bool = False,
     ) -> Found:
         """Do what `retrieve` does, without making anything readable. Arguments as there."""
         if k < 1:
             raise ConfigError(f"expected k of at least 1, found {k}; nothing was searched")
         began = time.perf_counter()
-        user = self.encoder.users.stored_form([user_id])
-        position = int(self.encoder.users.positions_of(user)[0])
-        embedding = self.overlay.user_embedding(user)
-        profile, notes = self.encoder.profile(position, features or {})
-        actions = NO_ACTIONS if self.user_state is None else self.user_state.of(user)
-        clicks, unknown_clicks = self._recent(position, actions, recent)
-        vector = self.encoder.user_vector(position, profile, clicks, embedding)
+        user = self._users.asking(user_id, features or {}, recent)
+        vector = user.vector(self.encoder)
         encoded = time.perf_counter()
-        shown = np.zeros(0, np.int64) if include_seen else self._shown(position, actions, clicks)
-        hidden = np.concatenate([self._known(exclude), shown])
+        hidden = self._users.numbers(exclude)
+        if not include_seen:
+            hidden = np.concatenate([hidden, self._users.shown(user)])
+        allowed = self._filter.allowed(conditions) if conditions else EVERYTHING
         filtered = time.perf_counter()
-        result = self.index.search(vector, max(1, min(k, len(self.index))), exclude=[hidden])
+        result = self.index.search(
+            vector, max(1, min(k, len(self.index))), exclude=[hidden], allowed=allowed.mask
+        )
         num_found = int(np.count_nonzero(result.ids[0] >= 0))  # padding stands at the end
-        degraded = ["unknown_user"] if position < 0 and embedding is None else []
         return Found(
             positions=result.ids[0, :num_found],
             scores=result.scores[0, :num_found],
-            clicks=clicks,
-            degraded=[*degraded, *notes, *(["recent:unknown_items"] if unknown_clicks else [])],
+            clicks=user.clicks,
+            degraded=user.degraded + allowed.degraded,
             tower_s=encoded - began,
             filter_s=filtered - encoded,
             ann_s=time.perf_counter() - filtered,
         )
-
-    def _known(self, item_ids: Sequence[Id]) -> IntArray:
-        found = self._items.positions_of(self.encoder.items.stored_form(item_ids))
-        return found[found >= 0]
-
-    def _recent(
-        self, position: int, actions: UserActions, recent: Sequence[Id] | None
-    ) -> tuple[IntArray, bool]:
-        """Return the user's clicks as item numbers, and whether any given item was unknown."""
-        if recent is not None:
-            known = self._known(recent)
-            return known, len(known) < len(recent)
-        clicks = self._items.of_codes(actions.clicks)
-        if position >= 0:
-            clicks = np.concatenate([self.encoder.recent.list_at(position), clicks])
-        return clicks[max(0, len(clicks) - self.base.manifest.history_length) :], False
-
-    def _shown(self, position: int, actions: UserActions, clicks: IntArray) -> IntArray:
-        """Return the item numbers that the user has seen, may be with repetitions: `int64[m]`."""
-        shown = [clicks, self._items.of_codes(actions.seen)]
-        if position >= 0:
-            shown.append(self.encoder.seen.list_at(position))
-        return np.concatenate(shown)
 
     def decode_items(self, numbers: IntArray) -> list[Id]:
         """Return the log's IDs of what `find` found."""
