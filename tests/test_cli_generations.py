@@ -146,7 +146,11 @@ def test_retrieve_for_a_user_never_seen(project: Path) -> None:
     features = json.dumps({"city": "Oslo", "age": 33})
     plain = call_json(project, "retrieve", "--user", "99", "-k", "3")
     told = call_json(project, "retrieve", "--user", "99", "-k", "3", "--features", features)
-    assert plain["degraded"] == told["degraded"] == ["unknown_user"]
+    assert plain["degraded"] == ["unknown_user"]
+    assert told["degraded"] == [
+        "unknown_user",
+        *(f"feature:{n}=missing" for n in ("tags", "joined")),
+    ]
     assert plain["candidates"] != told["candidates"]
     text = call(project, "retrieve", "--user", "99", "--features", features)
     assert "degraded: unknown_user" in text

@@ -516,7 +516,7 @@ def _vector(retriever: Retriever, item: int) -> np.ndarray:
     """By the scores of as many queries as it has dimensions."""
     queries = np.eye(retriever.base.manifest.vector_dim, dtype=np.float32)
     found = retriever.index.search(queries, len(retriever.index))
-    number = retriever._items.positions_of(np.array([item]))[0]
+    number = retriever.items.positions_of(np.array([item]))[0]
     return np.asarray(found.scores[found.ids == number])
 
 

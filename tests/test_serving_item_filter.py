@@ -187,7 +187,7 @@ def test_items_of_the_day_are_filtered_by_the_features_that_they_came_with(
     encoder = Encoder.of(generation)
     unoffered = external_ids("int", "item", 60)[0]  # known to the model, and not in the corpus
     assert unoffered not in ids(retriever)
-    given = {
+    given: dict[Id, Row] = {
         9_000_001: {"genre": "genre 1", "price": 3},
         9_000_002: {"genre": "genre 2"},
         9_000_003: {},

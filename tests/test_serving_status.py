@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from twotower.serving.status import Readiness, WorkerState, WorkerStatus, readiness
+from twotower.serving.status import (
+    Readiness,
+    Startup,
+    WorkerState,
+    WorkerStatus,
+    readiness,
+    startup,
+)
 
 
 def worker(
@@ -44,3 +51,11 @@ def test_readiness(statuses: list[WorkerStatus | None], status: str, checks: lis
     assert (found.status, failing(found)) == (status, checks)
     assert all(check.ok or check.detail for check in found.checks.values())
     assert len(found.workers) == len([worker for worker in statuses if worker])
+
+
+def test_a_server_has_started_once_every_worker_has_looked() -> None:
+    looked = WorkerStatus(pid=1, state="starting", has_looked=True)
+    begun = WorkerStatus(pid=2, state="starting")
+    assert startup([looked, None]).status == "starting"
+    assert startup([looked, begun]) == Startup(status="starting", workers=2, started=1)
+    assert startup([looked, looked]) == Startup(status="started", workers=2, started=2)

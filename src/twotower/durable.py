@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from twotower.errors import CorruptArtifact, NotReady
+from twotower.errors import Busy, CorruptArtifact
 
 __all__ = [
     "at_nothing",
@@ -185,7 +185,7 @@ def exclusive(path: Path, purpose: str, timeout_s: float) -> Iterator[None]:
     It is a lock of one machine: on a network file system it holds only where flock does.
 
     Raises:
-        NotReady: somebody else still holds it after `timeout_s` seconds.
+        Busy: somebody else still holds it after `timeout_s` seconds.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
     descriptor = os.open(path, flags, 0o644)
@@ -214,7 +214,7 @@ def is_held(path: Path) -> bool:
 def _lock(descriptor: int, purpose: str, deadline_s: float) -> None:
     while not _try_lock(descriptor):
         if time.monotonic() >= deadline_s:
-            raise NotReady(
+            raise Busy(
                 f"another process is {purpose} in this store; nothing was changed; "
                 "wait for it to end and try again"
             )

@@ -7,6 +7,7 @@ TwoTowerError                 exit code 1: the command failed
 ├── GateRefused               3: a measured condition refused the activation
 ├── CorruptArtifact           4: a published file is torn, altered, foreign or missing
 └── NotReady                  5: nothing is published yet, or a part is not there
+    ├── Busy                  5: another process does not end what keeps others out
     └── MissingExtra          5: an optional package is not installed
 
 Every message says what was expected, what was found, what is still true, and what to do.
@@ -19,6 +20,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 __all__ = [
+    "Busy",
     "ConfigError",
     "CorruptArtifact",
     "DataError",
@@ -67,6 +69,10 @@ class NotReady(TwoTowerError):
     """Nothing is published yet, or a part that was asked for is not there."""
 
     exit_code = 5
+
+
+class Busy(NotReady):
+    """Another process does not end what keeps others out; nothing was changed."""
 
 
 class MissingExtra(NotReady):

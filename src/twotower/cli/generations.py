@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -11,7 +12,6 @@ from twotower.cli.gates import gates_table
 from twotower.cli.generation_diff import diff
 from twotower.cli.options import DEFAULT_CONFIG, ConfigOption, DryRunOption, JsonOption
 from twotower.cli.retention import pin, prune, unpin
-from twotower.errors import CorruptArtifact
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from twotower.publishing.activation import Activation
+    from twotower.publishing.listing import ListedGeneration
     from twotower.publishing.manifest import Manifest
     from twotower.publishing.store import ModelStore
 
@@ -51,15 +52,14 @@ def list_generations(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption 
 
     Example: twotower generations list
     """
+    from twotower.publishing import listing, retention
+
     store = _store(config)
-    live = store.live()
-    live_name = live.generation if live else None
-    manifests = store.manifests()
+    found = listing.list_generations(store, retention.pins(store))
     if as_json:
-        entries = [_summary(name, found, live_name) for name, found in manifests.items()]
-        output.emit_json({"live": live, "generations": entries})
-    elif manifests:
-        output.console.print(_list_table(manifests, live_name))
+        output.emit_json(found)
+    elif found.generations:
+        output.console.print(_list_table(found.generations))
     else:
         output.console.print("nothing is published yet; publish with: twotower full", markup=False)
 
@@ -152,45 +152,27 @@ def _store(config: Path) -> ModelStore:
     return ModelStore(load_project(config).data_path)
 
 
-def _summary(name: str, manifest: Manifest | CorruptArtifact, live: str | None) -> dict[str, Any]:
-    if isinstance(manifest, CorruptArtifact):
-        return {"name": name, "live": name == live, "damaged": str(manifest)}
-    return {
-        "name": name,
-        "live": name == live,
-        "kind": manifest.kind,
-        "through_day": manifest.window.through_day,
-        "parent": manifest.parent,
-        "created_at": manifest.created_at,
-        "rows": manifest.trained.rows,
-        "corpus": manifest.counts.get("corpus"),
-        "engine": manifest.index.engine,
-        "refused_by": [result.gate for result in manifest.refused],
-        "bytes": sum(entry.bytes for entry in manifest.files.values()),
-    }
-
-
-def _list_table(manifests: dict[str, Manifest | CorruptArtifact], live: str | None) -> Table:
+def _list_table(generations: Sequence[ListedGeneration]) -> Table:
     from rich.table import Table
 
     table = Table("generation", "live", "kind", "through", "parent", "rows", "corpus", "gates")
-    for name, manifest in manifests.items():
-        mark = "live" if name == live else ""
-        if isinstance(manifest, CorruptArtifact):
-            table.add_row(name, mark, "[bold red]damaged[/]")
+    for found in generations:
+        mark = "live" if found.live else ""
+        if found.damaged is not None:
+            table.add_row(found.name, mark, "[bold red]damaged[/]")
         else:
-            table.add_row(name, mark, *_list_cells(manifest))
+            table.add_row(found.name, mark, *_list_cells(found))
     return table
 
 
-def _list_cells(manifest: Manifest) -> list[str]:
-    refused = ", ".join(result.gate for result in manifest.refused)
+def _list_cells(found: ListedGeneration) -> list[str]:
+    refused = ", ".join(found.refused_by)
     return [
-        manifest.kind,
-        manifest.window.through_day or "history",
-        manifest.parent or "",
-        f"{manifest.trained.rows:,}",
-        f"{manifest.counts.get('corpus', 0):,}",
+        found.kind or "",
+        found.through_day or "history",
+        found.parent or "",
+        f"{found.rows or 0:,}",
+        f"{found.corpus or 0:,}",
         f"refused by {refused}" if refused else "passed",
     ]
 

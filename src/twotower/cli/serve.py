@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from twotower.cli import output
 from twotower.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption
+
+if TYPE_CHECKING:
+    from twotower.config import Project
+    from twotower.publishing.activation import Activation
 
 __all__ = ["register"]
 
@@ -42,6 +47,7 @@ def serve(
     import msgspec
 
     from twotower.config import load_project
+    from twotower.serving.project import ServedProject
     from twotower.serving.reach import check_reach
     from twotower.serving.server import Server
 
@@ -50,9 +56,10 @@ def serve(
     given = {name: value for name, value in flags.items() if value is not None}
     settings = msgspec.structs.replace(project.serving, **given)
     requires_key = check_reach(settings.host, project.data_path, insecure=insecure)
-    server = Server(
-        project.data_path, settings, project.join.positive_outcomes, requires_key=requires_key
+    served = ServedProject(
+        project.data_path, project.join.positive_outcomes, project.collector, announcer(project)
     )
+    server = Server(served, settings, requires_key=requires_key)
     url = server.start()
     if as_json:
         output.emit_json({"url": url, "workers": settings.workers})
@@ -65,3 +72,16 @@ def serve(
     server.loop()
     if not server.stop():
         raise typer.Exit(1)
+
+
+def announcer(project: Project) -> Callable[[Activation], object]:
+    """Return what tells a vector server what is live; other engines load nothing there."""
+    from twotower.serving.project import tell_nobody
+
+    if project.index.engine != "milvus":
+        return tell_nobody
+    from twotower.index import point_alias
+    from twotower.publishing.store import ModelStore
+
+    root, prefix = ModelStore(project.data_path).root, project.index.milvus.prefix
+    return lambda activation: point_alias(root / activation.generation / "index", prefix)

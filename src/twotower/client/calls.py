@@ -17,6 +17,7 @@ from twotower.data.events import Event
 from twotower.serving.messages import (
     BatchAnswer,
     BatchRequest,
+    Condition,
     FeatureValue,
     RetrieveAnswer,
     RetrieveRequest,
@@ -57,6 +58,7 @@ def retrieve(
     features: Mapping[str, FeatureValue] | None = None,
     recent: Sequence[int | str] | None = None,
     exclude: Sequence[int | str] = (),
+    filter: Sequence[Condition] = (),  # noqa: A002 -- the name of the field
     include_seen: bool = False,
     display: bool = False,
 ) -> Call[RetrieveAnswer]:
@@ -68,6 +70,7 @@ def retrieve(
         features: Override the stored profile; what is not named keeps its stored value.
         recent: The user's newest clicks, oldest first, instead of those that are known.
         exclude: Items not to return.
+        filter: Conditions that every item returned meets.
         include_seen: Return items too that the user has seen.
         display: Add each item's title or features.
     """
@@ -77,6 +80,7 @@ def retrieve(
         features=dict(features or {}),
         recent=None if recent is None else list(recent),
         exclude=list(exclude),
+        filter=list(filter),
         include_seen=include_seen,
         display=display,
     )

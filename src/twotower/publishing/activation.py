@@ -61,7 +61,7 @@ class Activation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     """Gates that the generation had not passed and that `--force` overruled."""
     reason: str = ""
     by: str = ""
-    """User number of the process that did it."""
+    """Who did it: the user number of the process, and over HTTP the request and its key."""
     check: str = ""
     """BLAKE2b-256 of this record with an empty `check`."""
 

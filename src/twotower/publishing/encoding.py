@@ -25,7 +25,7 @@ from twotower.publishing.manifest import HistoryPooling, Scoring
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
-__all__ = ["Encoder"]
+__all__ = ["Encoder", "with_fields"]
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
@@ -237,7 +237,7 @@ class Encoder:
         request, missing, unseen = spec.encode_one(given, self.as_of_ms)
         notes = [f"feature:{name}=unseen" for name in unseen if name in given]
         notes += [f"feature:{name}=missing" for name in missing if name in given]
-        return _overlay(spec, stored, request, set(given)), notes
+        return with_fields(spec, stored, request, set(given)), notes
 
     def _known_users(self, positions: IntArray) -> FloatArray:
         start, end = self.recent.offsets[positions], self.recent.offsets[positions + 1]
@@ -349,7 +349,7 @@ def _stack(parts: list[FloatArray]) -> FloatArray:
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def _overlay(
+def with_fields(
     spec: FeatureSpec, stored: EncodedFeatures, request: EncodedFeatures, given: set[str]
 ) -> EncodedFeatures:
     """Return `stored` with the given fields of `request`; both of one entity."""

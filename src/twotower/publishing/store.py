@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from twotower.durable import Step, exclusive, fsync_folder
 from twotower.errors import CorruptArtifact, GateRefused, LineageError, NotReady, suggestion
@@ -42,6 +42,15 @@ __all__ = ["GENERATIONS", "REMOVED", "STAGING", "ModelStore", "utc_text"]
 GENERATIONS: Final = "generations"
 STAGING: Final = ".staging-"
 REMOVED: Final = ".removed-"
+
+
+class _How(NamedTuple):
+    """How a generation is made live, and what the audit says of it."""
+
+    action: Action
+    reason: str
+    by: str
+    dry_run: bool
 
 
 class ModelStore:
@@ -147,6 +156,7 @@ class ModelStore:
         reason: str = "",
         dry_run: bool = False,
         only_after: int | None = None,
+        by: str = "",
     ) -> Activation:
         """Verify the generation `name` and make it live; nothing happens if it is live already.
 
@@ -157,6 +167,7 @@ class ModelStore:
             dry_run: Check everything, change nothing, and return what would be live.
             only_after: Sequence number that must be the current one, 0 before the first: whoever
                 was paused or slow cannot undo what was decided since. None for no condition.
+            by: Who did it, for the audit; the user number of this process where it is empty.
 
         Raises:
             GateRefused: a gate refused it, and `force` was not given.
@@ -168,7 +179,8 @@ class ModelStore:
         with self.activating():
             if only_after is not None:
                 self._check_nothing_newer(name, only_after)
-            return self._make_live(generation, "activate", forced, reason, dry_run)
+            how = _How("activate", reason, by, dry_run)
+            return self._make_live(generation, how, forced)
 
     def _check_nothing_newer(self, name: str, only_after: int) -> None:
         last = self._last()
@@ -180,22 +192,35 @@ class ModelStore:
                 f"twotower generations activate {name}"
             )
 
-    def roll_back(self, *, reason: str = "", dry_run: bool = False) -> Activation:
+    def roll_back(
+        self, *, reason: str = "", dry_run: bool = False, only_from: str | None = None, by: str = ""
+    ) -> Activation:
         """Make the generation live again that was live before the current one.
 
         Rolling back a roll-back therefore returns to where one was. The sequence number grows.
-        With `dry_run` everything is checked and nothing is changed.
+
+        Args:
+            reason: Why, for the audit.
+            dry_run: Check everything, change nothing, and return what would be live.
+            only_from: Generation that must be live now: whoever is asked twice rolls back once.
+            by: Who did it, as for `activate`.
 
         Raises:
             NotReady: nothing was live before, or it is there no more.
+            LineageError: another generation than `only_from` is live.
             CorruptArtifact: it is damaged.
         """
         with self.activating():
             last = self._last()
             if last is None or last.previous is None:
                 raise NotReady("no generation was live before the current one; nothing was changed")
-            previous = self.open(last.previous)
-            return self._make_live(previous, "roll_back", [], reason, dry_run)
+            if only_from not in (None, last.generation):
+                raise LineageError(
+                    f"expected to roll back from '{only_from}', found '{last.generation}' live; "
+                    "nothing was changed"
+                )
+            how = _How("roll_back", reason, by, dry_run)
+            return self._make_live(self.open(last.previous), how, [])
 
     @contextlib.contextmanager
     def activating(self) -> Iterator[None]:
@@ -230,17 +255,10 @@ class ModelStore:
                 return current
         return max(self.activations(), key=lambda record: record.sequence, default=None)
 
-    def _make_live(
-        self,
-        generation: Generation,
-        action: Action,
-        forced: list[str],
-        reason: str,
-        dry_run: bool,
-    ) -> Activation:
+    def _make_live(self, generation: Generation, how: _How, forced: list[str]) -> Activation:
         last = self._last()
         self.at_step("activate.locked")
-        if last is not None and not dry_run:
+        if last is not None and not how.dry_run:
             append_audit(self.root, last)
         if last is not None and last.manifest == generation.digest and self._is_current(last):
             return last
@@ -249,14 +267,14 @@ class ModelStore:
             generation=generation.name,
             sequence=1 + max(sequences, default=0),
             activated_at=utc_text(self._clock()),
-            action=action,
+            action=how.action,
             previous=last.generation if last else None,
             manifest=generation.digest,
             forced=forced,
-            reason=reason,
-            by=f"uid {os.getuid()}",
+            reason=how.reason,
+            by=how.by or f"uid {os.getuid()}",
         )
-        if dry_run:
+        if how.dry_run:
             return activation
         activation = write_current(self.root, activation, self._activation_step)
         append_audit(self.root, activation)

@@ -34,9 +34,10 @@ from twotower.serving.outgoing import Outgoing, log_failure
 from twotower.serving.overload import Overload
 from twotower.serving.problems import Header, RefusedRequest, problem_body
 from twotower.serving.project_metrics import ProjectMetrics
-from twotower.serving.routes import ROUTES, Match, RouteTable
+from twotower.serving.route_table import Match, RouteTable
+from twotower.serving.routes import ROUTES
 from twotower.serving.shared_memory import SharedMemory
-from twotower.serving.status import Readiness, WorkerStatus, readiness
+from twotower.serving.status import Readiness, Startup, WorkerStatus, readiness, startup
 
 __all__ = ["FrontDoor", "make_app"]
 
@@ -50,6 +51,13 @@ _READY: Final = {
 _READINESS: Final[dict[int | str, dict[str, Any]]] = {
     200: {"description": "The server gives whole answers.", **_READY},
     503: {"description": "It does not; `checks` says why.", **_READY},
+}
+_STARTED: Final = {
+    "content": {_JSON: {"schema": {"$ref": f"#/components/schemas/{Startup.__name__}"}}}
+}
+_STARTUP: Final[dict[int | str, dict[str, Any]]] = {
+    200: {"description": "Every worker has begun.", **_STARTED},
+    503: {"description": "Some have not yet.", **_STARTED},
 }
 _TEXT: Final[dict[int | str, dict[str, Any]]] = {
     200: {"description": "Prometheus text.", "content": {"text/plain": {}}}
@@ -78,6 +86,12 @@ def _add_health(app: FastAPI, memory: SharedMemory, project: ProjectMetrics | No
     @app.get("/healthz", summary=_SUMMARIES["healthz"])
     async def healthz() -> dict[str, str]:
         return {"status": "alive"}
+
+    @app.get("/startupz", summary=_SUMMARIES["startupz"], responses=_STARTUP)
+    async def startupz() -> Response:
+        found = startup(memory.statuses(WorkerStatus))
+        code = 200 if found.status == "started" else 503
+        return Response(msgspec.json.encode(found), code, media_type=_JSON)
 
     @app.get("/readyz", summary=_SUMMARIES["readyz"], responses=_READINESS)
     async def readyz() -> Response:
@@ -159,7 +173,8 @@ class FrontDoor:
             match = self._table.find(scope["method"], scope["path"], scope["raw_path"])
             outgoing.label = match.label
             if match.route is not None:
-                self._guard.check(scope["headers"], match.route.scope)
+                found = self._guard.check(scope["headers"], match.route.scope)
+                scope["state"]["key"] = found.key_id if found else None
             await self._answer(match, scope, receive, outgoing.send)
         except RefusedRequest as refused:
             await outgoing.refuse(refused)

@@ -18,7 +18,7 @@ import msgspec
 from twotower.data.event_log.intake import Intake
 from twotower.errors import DataError, NotReady
 from twotower.serving.exchange import (
-    JSON,
+    EVENT_TYPES,
     Call,
     Limits,
     Receive,
@@ -38,7 +38,6 @@ from twotower.serving.settings import CollectorSettings
 
 __all__ = ["Collector"]
 
-_TYPES: Final = (JSON, b"application/x-ndjson", b"application/ndjson", b"application/jsonl")
 _AGAIN: Final = ((b"retry-after", b"1"),)
 _PROBLEM_S: Final = 5.0
 """How long a failure of the disk makes `/readyz` fail, unless an append succeeds before."""
@@ -54,7 +53,7 @@ class Collector:
         self._intake = intake
         self._settings = settings
         self._guard = guard
-        self._limits = Limits(settings.body_limit_bytes, settings.body_timeout_s, _TYPES)
+        self._limits = Limits(settings.body_limit_bytes, settings.body_timeout_s, EVENT_TYPES)
         self._ids = RequestIds()
         self._writers = ThreadPoolExecutor(settings.writers, thread_name_prefix="writer")
         self._waiting_bytes = 0

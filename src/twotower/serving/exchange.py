@@ -13,10 +13,12 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from itertools import count
 from typing import Any, Final, NamedTuple, Protocol
+from urllib.parse import parse_qsl
 
 from twotower.serving.problems import CLOSE, Header, RefusedRequest, problem_body
 
 __all__ = [
+    "EVENT_TYPES",
     "JSON",
     "PROBLEM",
     "Admission",
@@ -42,6 +44,10 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 JSON: Final = b"application/json"
 PROBLEM: Final = b"application/problem+json"
+EVENT_TYPES: Final = (
+    *(JSON, b"application/x-ndjson", b"application/ndjson", b"application/jsonl"),
+)
+"""How events may be declared."""
 _MAX_TIMEOUT_MS: Final = 3_600_000
 _GIVEN_ID: Final = re.compile(rb"[A-Za-z0-9_.:-]{1,128}")
 
@@ -67,6 +73,12 @@ class Call(NamedTuple):
     deadline_s: float
     """By `time.perf_counter`: after that, nobody waits for the answer."""
     scope: Scope
+
+    @property
+    def query(self) -> dict[str, str]:
+        """The texts of its query; of a repeated name the last one."""
+        text = self.scope["query_string"].decode("latin-1")
+        return dict(parse_qsl(text, keep_blank_values=True))
 
     @property
     def is_late(self) -> bool:

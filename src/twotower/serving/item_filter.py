@@ -171,7 +171,7 @@ class _Check:
         """Compare rows of the feature table, `int32[n, L]`, -1 for padding."""
         condition = self._condition
         if condition.any_of is None and condition.none_of is None:
-            return rows[:, 0] != self._field.missing_row
+            return np.asarray(rows[:, 0] != self._field.missing_row, np.bool_)
         holds = np.ones(len(rows), np.bool_)
         if condition.any_of is not None:
             holds &= self._among(rows, self._any_of)
@@ -182,11 +182,11 @@ class _Check:
     def _among(self, rows: npt.NDArray[np.int32], wanted: list[int]) -> BoolArray:
         is_wanted = np.zeros(self._encoder.item_features.num_rows + 1, np.bool_)
         is_wanted[wanted] = True  # the last one is that of padding, -1
-        found: BoolArray = is_wanted[rows].any(axis=1)
-        return found
+        return np.asarray(is_wanted[rows].any(axis=1), np.bool_)
 
     def _holds_number(self, numeric: npt.NDArray[np.float32], column: int) -> BoolArray:
-        values, holds = numeric[:, column], numeric[:, column + 1] > 0
+        values = numeric[:, column]
+        holds: BoolArray = np.asarray(numeric[:, column + 1] > 0, np.bool_)
         low, high = self._condition.at_least, self._condition.at_most
         if self._field.settings.kind == "timestamp":
             low, high = high, low  # what is stored is the age

@@ -6,7 +6,7 @@ cannot differ.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta
@@ -20,11 +20,17 @@ __all__ = [
     "BatchRequest",
     "BatchResult",
     "Condition",
-    "Degraded",
+    "ExplainAnswer",
+    "ExplainRequest",
+    "ItemContributions",
     "MadeBy",
+    "NearClick",
     "RetrieveAnswer",
     "RetrieveRequest",
     "RetrievedItem",
+    "SimilarAnswer",
+    "SimilarRequest",
+    "UserContributions",
 ]
 
 MAX_K: Final = 1000
@@ -164,3 +170,77 @@ class BatchAnswer(MadeBy, frozen=True, kw_only=True):
     """The results, in the order of the requests, all from what is named here."""
 
     results: list[BatchResult]
+
+
+class SimilarRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Items, and how many that are like them."""
+
+    item_ids: Annotated[
+        list[ItemId],
+        Meta(min_length=1, max_length=100, description="Of several, their mean direction."),
+    ]
+    k: Annotated[int, Meta(ge=1, le=MAX_K, description="How many items.")] = 20
+    exclude: Annotated[
+        list[ItemId], Meta(max_length=_MAX_IDS, description="Items not to return.")
+    ] = []
+    filter: Filter = []
+    display: bool = False
+
+
+class SimilarAnswer(MadeBy, frozen=True, kw_only=True):
+    """Items like those that were named, which are not among them; scores are cosines."""
+
+    degraded: Degraded
+    candidates: list[RetrievedItem]
+
+
+class ExplainRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Which user, and which item."""
+
+    user_id: ItemId
+    item_id: ItemId
+    features: Annotated[dict[str, FeatureValue], Meta(max_length=_MAX_FEATURES)] = {}
+    recent: Annotated[list[ItemId], Meta(max_length=_MAX_IDS)] | None = None
+    num_clicks: Annotated[int, Meta(ge=0, le=100, description="How many near clicks.")] = 10
+    display: bool = False
+
+
+class NearClick(msgspec.Struct, frozen=True, kw_only=True):
+    """One of the user's recent clicks."""
+
+    item_id: int | str
+    cosine: Annotated[float, Meta(description="Of its vector and the item's.")]
+    display: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
+
+
+class UserContributions(msgspec.Struct, frozen=True, kw_only=True):
+    """By how much the score falls without one thing that is known of the user."""
+
+    id: Annotated[float, Meta(description="The row of the user ID, against that of unknown IDs.")]
+    recent: Annotated[float, Meta(description="All recent clicks.")]
+    features: dict[str, float]
+
+
+class ItemContributions(msgspec.Struct, frozen=True, kw_only=True):
+    """By how much the score falls without one thing that is known of the item."""
+
+    id: Annotated[float, Meta(description="The row of the item ID, against that of unknown IDs.")]
+    popularity: Annotated[float, Meta(description="0 where scores have no popularity.")]
+    features: dict[str, float]
+
+
+class ExplainAnswer(MadeBy, frozen=True, kw_only=True):
+    """Why this user gets this item, or does not."""
+
+    degraded: Degraded
+    score: float
+    rank: Annotated[
+        int | None, Meta(description="Among all items that can be found; null below 1000.")
+    ]
+    hidden_because: Annotated[
+        list[Literal["seen", "withdrawn", "not_in_corpus"]],
+        Meta(description="Why no answer to this user holds it, whatever its score."),
+    ]
+    nearest_clicks: Annotated[list[NearClick], Meta(description="The nearest first.")]
+    user: UserContributions
+    item: ItemContributions

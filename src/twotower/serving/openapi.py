@@ -10,7 +10,7 @@ import msgspec
 
 from twotower.serving.problems import Problem
 from twotower.serving.routes import ROUTES, Route
-from twotower.serving.status import Readiness
+from twotower.serving.status import Readiness, Startup
 
 __all__ = ["merged_document"]
 
@@ -25,11 +25,12 @@ _PROBLEMS: Final = {
     413: "The body is too large.",
     415: "The body is not declared as JSON, or it is compressed.",
     422: "A field is unknown, missing or wrong; `errors` says which.",
-    429: "The API key has asked too often; `Retry-After` says when to come again.",
+    429: "More is asked than is allowed or waits already; `Retry-After` says when to come again.",
     500: "The server failed.",
     503: "It cannot be answered now; `Retry-After` says when to come again.",
     504: "The deadline had passed; nothing was done.",
 }
+_LINES: Final = {"type": "string", "description": "One JSON object a line."}
 _OF_ALL: Final = (400, 405, 500, 504)
 _OF_KEYS: Final = (401, 403, 429)
 _OF_BODIES: Final = (408, 413, 415, 422)
@@ -62,7 +63,7 @@ def merged_document(document: Mapping[str, Any]) -> dict[str, Any]:
     front = [route for route in ROUTES if not route.is_behind]
     kinds = [kind for route in front for kind in (route.request, route.answer) if kind is not None]
     schemas, components_of_kinds = msgspec.json.schema_components(
-        [*kinds, Problem, Readiness], ref_template="#/components/schemas/{name}"
+        [*kinds, Problem, Readiness, Startup], ref_template="#/components/schemas/{name}"
     )
     of_kind = dict(zip(map(repr, kinds), schemas, strict=False))
     components = dict(document.get("components", {}))
@@ -100,7 +101,10 @@ def _operation(route: Route, of_kind: Mapping[str, Any]) -> dict[str, Any]:
     }
     if route.request is not None:
         schema = of_kind[repr(route.request)]
-        content = {kind: {"schema": schema} for kind in route.media_types}
+        content = {
+            kind: {"schema": schema if kind == "application/json" else _LINES}
+            for kind in route.media_types
+        }
         operation["requestBody"] = {"required": True, "content": content}
     return operation
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,7 @@ from twotower.publishing.delta_rows import DeltaRows, merge_rows
 from twotower.publishing.display import Display
 from twotower.publishing.encoding import Encoder
 from twotower.publishing.generation import Generation
+from twotower.publishing.item_overlay import ItemVectors
 from twotower.serving.day_items import DayItems
 from twotower.serving.known_items import KnownItems
 from twotower.serving.latest_rows import LatestRows
@@ -39,6 +41,14 @@ class OpenedGeneration:
     encoder: Encoder
     index: VectorIndex
     display: Display
+
+    @cached_property
+    def vector_rows(self) -> npt.NDArray[np.int32]:
+        """Return the row of each item in `item_vectors.npy`, -1 outside the corpus: `int32[N]`."""
+        corpus = self.generation.array("corpus.npy")
+        rows = np.full(len(self.encoder.items), -1, np.int32)
+        rows[corpus] = np.arange(len(corpus), dtype=np.int32)
+        return rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,7 +160,7 @@ class Overlay:
     def _searchable(self) -> Overlay:
         """Return this with the index that follows from its rows and items."""
         known, index = self.base.encoder.items, self.base.index.fork()
-        item_ids, vectors = self._searched()
+        item_ids, vectors = self.searched
         added = item_ids[known.positions_of(item_ids) < 0]
         numbers = KnownItems(known, added)
         if len(item_ids):
@@ -158,15 +168,17 @@ class Overlay:
         self._withdraw(index, numbers)
         return replace(self, index=index, added=added)
 
-    def _searched(self) -> tuple[IdArray, FloatArray]:
-        """Return the items with newer vectors, ascending: those of deltas win."""
+    @cached_property
+    def searched(self) -> ItemVectors:
+        """The items with newer vectors, ascending: those of deltas win."""
         item_ids, vectors = self.items.vectors
         if self.rows is None:
-            return item_ids, vectors
+            return self.items.vectors
         stays = lookup(self.rows.item_ids, None, item_ids) < 0
         every = np.concatenate([self.rows.item_ids, item_ids[stays]])
         order = np.argsort(every, kind="stable")
-        return every[order], np.concatenate([self.rows.item_vectors, vectors[stays]])[order]
+        every_vector = np.concatenate([self.rows.item_vectors, vectors[stays]])
+        return ItemVectors(every[order], every_vector[order])
 
     def user_embedding(self, user: IdArray) -> FloatArray | None:
         """Return the newer row of a user, `[1, id_dim]`; `user` has one element."""

@@ -153,7 +153,8 @@ class Follower:
                 raise CorruptArtifact("nothing is live any more; the last one is served still")
         except Exception as error:
             self._refuse(activation, error)
-        self.has_looked.set()
+        if not self.has_looked.is_set():  # there was nothing to look at
+            self._tell()
 
     def _is_left_alone(self, activation: Activation) -> bool:
         """Whether this activation was refused just now: reading it again costs a whole pass."""
@@ -231,6 +232,10 @@ class Follower:
 
     def _settle(self) -> None:
         self._problem, self._refused = None, None
+        self._tell()
+
+    def _tell(self) -> None:
+        self.has_looked.set()
         self._on_change(self)
 
     def _refuse(self, activation: Activation | None, error: Exception) -> None:
@@ -246,4 +251,4 @@ class Follower:
         self._metrics.publish_ended(_KIND, result)
         unexpected = not isinstance(error, TwoTowerError)
         _LOGGER.error("not_followed problem=%r", problem, exc_info=error if unexpected else None)
-        self._on_change(self)
+        self._tell()

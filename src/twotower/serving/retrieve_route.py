@@ -19,16 +19,14 @@ from twotower.serving.answer import Found
 from twotower.serving.answer_json import encode, made_by, raw_json, retrieve_json
 from twotower.serving.decoding import BodyDecoder
 from twotower.serving.exchange import Call, Reply
-from twotower.serving.item_filter import WrongCondition
 from twotower.serving.messages import MAX_BATCH, RetrieveRequest
 from twotower.serving.metrics import Metrics
 from twotower.serving.overload import Overload
 from twotower.serving.problems import Fault, RefusedRequest, problem_body
+from twotower.serving.refusals import AGAIN, invalid
 from twotower.serving.reload import Follower, Served, find
 
-__all__ = ["RetrieveRoute", "served_now"]
-
-_AGAIN: Final = ((b"retry-after", b"1"),)
+__all__ = ["RetrieveRoute", "generation_header", "served_now"]
 
 
 class _RawBatch(msgspec.Struct, forbid_unknown_fields=True):
@@ -50,7 +48,7 @@ def served_now(follower: Follower) -> Served:
     served = follower.served
     if served is None:
         problem = follower.problem or "no generation is loaded yet"
-        raise RefusedRequest(503, problem, headers=_AGAIN)
+        raise RefusedRequest(503, problem, headers=AGAIN)
     return served
 
 
@@ -72,7 +70,7 @@ class RetrieveRoute:
         served = served_now(self._follower)
         content, found = self._answer(served, call.body, call.request_id)
         timing = f"tower;dur={found.tower_s * 1e3:.3f}, ann;dur={found.ann_s * 1e3:.3f}"
-        headers = (*_generation_header(served), (b"server-timing", timing.encode()))
+        headers = (*generation_header(served), (b"server-timing", timing.encode()))
         return Reply(200, content, headers=headers)
 
     async def batch(self, call: Call) -> Reply:
@@ -84,7 +82,7 @@ class RetrieveRoute:
             results.append(self._result(served, raw, call))
             await asyncio.sleep(0)  # whoever waits is answered before the next one
         content = encode(made_by(served, call.request_id) | {"results": results})
-        return Reply(200, content, headers=_generation_header(served))
+        return Reply(200, content, headers=generation_header(served))
 
     def _result(self, served: Served, raw: msgspec.Raw, call: Call) -> dict[str, Any]:
         try:
@@ -120,19 +118,19 @@ class RetrieveRoute:
         metrics.answered(num_found, float(found.scores[0]) if num_found else None, found.degraded)
 
 
-def _generation_header(served: Served) -> tuple[tuple[bytes, bytes], ...]:
+def generation_header(served: Served) -> tuple[tuple[bytes, bytes], ...]:
+    """Return the header that names what answered."""
     return ((b"x-generation", served.activation.generation.encode()),)
 
 
 def _find(served: Served, request: RetrieveRequest) -> Found:
     try:
         return find(served.retriever, request)
-    except WrongCondition as error:
-        fault = Fault(f"$.filter{error.place}", str(error))
-        raise RefusedRequest(422, str(error), faults=[fault]) from None
     except (ConfigError, DataError) as error:
-        faults = [_feature_fault(served, request) or Fault("$", str(error))]
-        raise RefusedRequest(422, str(error), faults=faults) from None
+        fault = _feature_fault(served, request)
+        if fault is None:
+            raise invalid(error) from None
+        raise RefusedRequest(422, str(error), faults=[fault]) from None
 
 
 def _feature_fault(served: Served, request: RetrieveRequest) -> Fault | None:

@@ -30,6 +30,7 @@ from twotower.serving.answer import Answer, Candidate, Found, RecentClick
 from twotower.serving.asking_user import KnownUsers
 from twotower.serving.day_items import DayItems
 from twotower.serving.item_filter import EVERYTHING, ItemFilter
+from twotower.serving.item_space import ItemSpace
 from twotower.serving.known_items import KnownItems
 from twotower.serving.messages import Condition
 from twotower.serving.overlay import OpenedGeneration, Overlay
@@ -70,10 +71,11 @@ class Retriever:
         self.overlay = Overlay.bare(OpenedGeneration(generation, encoder, index, display))
         self.user_state: UserEvents | None = None
         """What users did since the cut; None: only what the generation knows counts."""
-        self._items = KnownItems(encoder.items)
-        self._users = KnownUsers(encoder, self.overlay, None, self._items)
-        self._filter = ItemFilter(self.overlay, self._items)
-        self.shown = ShownItems(self._items, self.overlay)
+        self.items = KnownItems(encoder.items)
+        self.users = KnownUsers(encoder, self.overlay, None, self.items)
+        self.filter = ItemFilter(self.overlay, self.items)
+        self.space = ItemSpace(self.overlay, self.items)
+        self.shown = ShownItems(self.items, self.overlay)
         """What `find` found, for people."""
 
     @property
@@ -179,11 +181,12 @@ class Retriever:
         after = copy.copy(self)
         after.overlay, after.user_state = overlay, state
         strange = None if state is None else state.strange
-        after._items = KnownItems(self.encoder.items, overlay.added, strange)
-        after._users = KnownUsers(self.encoder, overlay, state, after._items)
+        after.items = KnownItems(self.encoder.items, overlay.added, strange)
+        after.users = KnownUsers(self.encoder, overlay, state, after.items)
         if overlay is not self.overlay:
-            after._filter = ItemFilter(overlay, after._items)
-        after.shown = ShownItems(after._items, overlay)
+            after.filter = ItemFilter(overlay, after.items)
+            after.space = ItemSpace(overlay, after.items)
+        after.shown = ShownItems(after.items, overlay)
         return after
 
     def new_user_state(
@@ -269,13 +272,13 @@ class Retriever:
         if k < 1:
             raise ConfigError(f"expected k of at least 1, found {k}; nothing was searched")
         began = time.perf_counter()
-        user = self._users.asking(user_id, features or {}, recent)
+        user = self.users.asking(user_id, features or {}, recent)
         vector = user.vector(self.encoder)
         encoded = time.perf_counter()
-        hidden = self._users.numbers(exclude)
+        hidden = self.users.numbers(exclude)
         if not include_seen:
-            hidden = np.concatenate([hidden, self._users.shown(user)])
-        allowed = self._filter.allowed(conditions) if conditions else EVERYTHING
+            hidden = np.concatenate([hidden, self.users.shown(user)])
+        allowed = self.filter.allowed(conditions) if conditions else EVERYTHING
         filtered = time.perf_counter()
         result = self.index.search(
             vector, max(1, min(k, len(self.index))), exclude=[hidden], allowed=allowed.mask
@@ -293,4 +296,4 @@ class Retriever:
 
     def decode_items(self, numbers: IntArray) -> list[Id]:
         """Return the log's IDs of what `find` found."""
-        return self._items.decode(numbers)
+        return self.items.decode(numbers)

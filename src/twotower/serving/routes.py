@@ -1,28 +1,55 @@
 """Every route of the service in one table: path, method, who may ask, what goes in and comes out.
 
-The front door finds requests' routes here, the OpenAPI document and its page are made from it, and
-keys are checked against it. Free of the handlers, which `twotower.serving.handlers` adds by name.
+Requests find their routes here (`twotower.serving.route_table`), the OpenAPI document and its page
+are made from it, and keys are checked against it. Free of the handlers, which
+`twotower.serving.handlers` adds by name.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
 from typing import Any, Final, Literal, NamedTuple
-from urllib.parse import unquote_to_bytes
 
+from twotower.data.event_log.receipt import Receipt
+from twotower.data.events import Event
+from twotower.publishing.activation import Activation
+from twotower.publishing.listing import GenerationList, ShownGeneration
+from twotower.serving.admin_messages import (
+    ActivateRequest,
+    AddedItems,
+    AddItemsRequest,
+    ItemFields,
+    ItemList,
+    NoFields,
+    PinRequest,
+    Pins,
+    RestoreRequest,
+    RollBackRequest,
+    WithdrawnItems,
+)
+from twotower.serving.inference_messages import (
+    InferRequest,
+    InferResponse,
+    Live,
+    ModelMetadata,
+    ModelReady,
+    Ready,
+    ServerMetadata,
+)
 from twotower.serving.keys import KeyScope
 from twotower.serving.messages import (
     MAX_BATCH,
     MAX_K,
     BatchAnswer,
     BatchRequest,
+    ExplainAnswer,
+    ExplainRequest,
     RetrieveAnswer,
     RetrieveRequest,
+    SimilarAnswer,
+    SimilarRequest,
 )
-from twotower.serving.problems import RefusedRequest
 
-__all__ = ["ROUTES", "Match", "Route", "RouteScope", "RouteTable"]
+__all__ = ["ROUTES", "Route", "RouteScope"]
 
 RouteScope = KeyScope | Literal["open"]
 Method = Literal["GET", "POST", "PUT", "DELETE"]
@@ -58,6 +85,9 @@ class Route(NamedTuple):
         return self.answer is None
 
 
+_MODEL: Final = "/v2/models/{model}"
+_GENERATION: Final = "/v1/generations/{generation}"
+
 ROUTES: Final[tuple[Route, ...]] = (
     Route(
         "retrieve", "POST", "/v1/retrieve", "retrieve", "The items for a user",
@@ -70,91 +100,108 @@ ROUTES: Final[tuple[Route, ...]] = (
         "its problem. Others are answered in between; what the deadline leaves over is refused.",
         BatchRequest, BatchAnswer, problems=(503,),
     ),
+    Route(
+        "similar", "POST", "/v1/similar", "retrieve", "Items like these",
+        "The items whose vectors are nearest, by cosine, to the mean direction of those given.",
+        SimilarRequest, SimilarAnswer, problems=(404, 503),
+    ),
+    Route(
+        "explain", "POST", "/v1/explain", "retrieve", "Why a user gets an item",
+        "Score, rank, the nearest of the user's clicks, and by how much the score falls when one "
+        "thing is left out. The towers are not linear: contributions do not add up to the score.",
+        ExplainRequest, ExplainAnswer, problems=(404, 503),
+    ),
+    Route(
+        "events", "POST", "/v1/events", "events", "What users were shown and did",
+        "A JSON array, or one object a line. Answered by the collector, which is a process of its "
+        "own: every accepted row is on the disk, a bad row costs its neighbours nothing, and an "
+        "event that is sent again under its event_id is stored once.",
+        list[Event], Receipt, 202, problems=(429, 503),
+        media_types=("application/json", "application/x-ndjson"),
+    ),
+    Route(
+        "list_generations", "GET", "/v1/generations", "admin", "Every generation, oldest first",
+        answer=GenerationList, problems=(409,),
+    ),
+    Route(
+        "show_generation", "GET", _GENERATION, "admin", "What one generation's manifest says",
+        answer=ShownGeneration, problems=(404, 409),
+    ),
+    Route(
+        "activate", "POST", f"{_GENERATION}:activate", "admin", "Verify it and make it live",
+        "Nothing happens if it is live already. The workers follow within the time that they need "
+        "to load it; the sequence grows.",
+        ActivateRequest, Activation, problems=(404, 409, 503),
+    ),
+    Route(
+        "roll_back", "POST", f"{_GENERATION}:roll-back", "admin", "Return to the one before it",
+        "Refused unless the generation that is named is live: who asks twice rolls back once. The "
+        "sequence grows.",
+        RollBackRequest, Activation, problems=(404, 409, 503),
+    ),
+    Route(
+        "pin", "POST", f"{_GENERATION}:pin", "admin", "Keep it through every prune",
+        request=PinRequest, answer=Pins, problems=(404, 409, 503),
+    ),
+    Route(
+        "unpin", "POST", f"{_GENERATION}:unpin", "admin", "Let it go with a later prune",
+        request=NoFields, answer=Pins, problems=(404, 409, 503),
+    ),
+    Route(
+        "list_items", "GET", "/v1/items", "admin", "What the day added and withdrew",
+        answer=ItemList, problems=(409,),
+    ),
+    Route(
+        "add_items", "POST", "/v1/items", "admin", "Let users have items that came today",
+        "Encoded from their features by the live generation; all or none.",
+        AddItemsRequest, AddedItems, problems=(409, 503),
+    ),
+    Route(
+        "put_item", "PUT", "/v1/items/{item_id}", "admin", "Add one item, or its new features",
+        request=ItemFields, answer=AddedItems, problems=(409, 503),
+    ),
+    Route(
+        "withdraw_item", "DELETE", "/v1/items/{item_id}", "admin", "Keep an item from everybody",
+        "In all workers within a second, and in every later generation until it is restored.",
+        answer=WithdrawnItems, problems=(409, 422, 503),
+        query=(("reason", "Why, for whoever lists them; at most 1000 letters."),),
+    ),
+    Route(
+        "restore_items", "POST", "/v1/items:restore", "admin", "Let everybody have items again",
+        request=RestoreRequest, answer=WithdrawnItems, problems=(409, 503),
+    ),
+    Route(
+        "v2_live", "GET", "/v2/health/live", "open", "Whether the process answers", answer=Live
+    ),
+    Route(
+        "v2_ready", "GET", "/v2/health/ready", "open", "Whether to send requests here",
+        answer=Ready, problems=(503,),
+    ),
+    Route("v2_server", "GET", "/v2", "retrieve", "What answers", answer=ServerMetadata),
+    *(
+        route
+        for version, path in (("", _MODEL), ("_version", f"{_MODEL}/versions/{{version}}"))
+        for route in (
+            Route(
+                f"v2_model{version}", "GET", path, "retrieve", "What the model takes and gives",
+                answer=ModelMetadata, problems=(404, 503),
+            ),
+            Route(
+                f"v2_model{version}_ready", "GET", f"{path}/ready", "retrieve",
+                "Whether it is loaded", answer=ModelReady, problems=(404, 503),
+            ),
+            Route(
+                f"v2_infer{version}", "POST", f"{path}/infer", "retrieve",
+                "The items of each user, by the Open Inference Protocol",
+                request=InferRequest, answer=InferResponse, problems=(404, 503),
+            ),
+        )
+    ),
     Route("healthz", "GET", "/healthz", "open", "Whether the process answers"),
+    Route("startupz", "GET", "/startupz", "open", "Whether every worker has begun"),
     Route("readyz", "GET", "/readyz", "open", "Whether to send requests here"),
     Route("metrics", "GET", "/metrics", "metrics", "Numbers for Prometheus, over all workers"),
     Route("openapi", "GET", "/openapi.json", "open", "This document"),
     Route("docs", "GET", "/docs", "open", "A page made from it, without scripts"),
     Route("docs_style", "GET", "/docs/style.css", "open", "The page's style"),
 )  # fmt: skip
-
-
-class Match(NamedTuple):
-    """What a request asks for."""
-
-    route: Route | None
-    """None where the path is unknown, or does not take the method."""
-    values: Mapping[str, str]
-    """Of the places of its path."""
-    label: str
-    """The path as metrics name it: a bounded number of them, whatever is asked for."""
-    allowed: str
-    """The methods that the path takes, empty where it is unknown."""
-
-
-_UNKNOWN: Final = Match(None, {}, "other", "")
-
-
-class _Pattern(NamedTuple):
-    path: str
-    whole: re.Pattern[str]
-    by_method: Mapping[str, Match]
-
-
-class RouteTable:
-    """Finds the route of a request."""
-
-    def __init__(self, routes: Iterable[Route] = ROUTES) -> None:
-        by_path: dict[str, dict[str, Match]] = {}
-        for route in routes:
-            by_path.setdefault(route.path, {})[route.method] = Match(route, {}, route.path, "")
-        self._exact = {path: entry for path, entry in by_path.items() if "{" not in path}
-        self._patterns = [
-            _Pattern(path, _pattern(path), by_path[path])
-            for path in sorted(by_path, key=lambda path: ("{" in path, -path.count(":"), path))
-            if "{" in path
-        ]
-
-    def find(self, method: str, path: str, raw_path: bytes) -> Match:
-        """Return what is asked for.
-
-        Args:
-            method: In capitals.
-            path: Decoded.
-            raw_path: As it was sent: a value may hold a slash that was written as `%2F`.
-
-        Raises:
-            RefusedRequest: a value of the path is no UTF-8.
-        """
-        entry = self._exact.get(path)
-        if entry is not None:
-            return entry.get(method) or _not_allowed(entry, path)
-        text, refused = raw_path.decode("latin-1"), _UNKNOWN
-        for pattern in self._patterns:
-            if found := pattern.whole.fullmatch(text):
-                match = pattern.by_method.get(method)
-                if match is not None:
-                    return match._replace(values=_decoded(found.groupdict()))
-                refused = _not_allowed(pattern.by_method, pattern.path)
-        return refused
-
-
-def _not_allowed(entry: Mapping[str, Match], path: str) -> Match:
-    return Match(None, {}, path, ", ".join(sorted(entry)))
-
-
-def _pattern(path: str) -> re.Pattern[str]:
-    parts = re.split(r"\{(\w+)\}", path)
-    return re.compile(
-        "".join(
-            f"(?P<{part}>[^/]+)" if number % 2 else re.escape(part)
-            for number, part in enumerate(parts)
-        )
-    )
-
-
-def _decoded(values: Mapping[str, str]) -> dict[str, str]:
-    try:
-        return {name: unquote_to_bytes(value).decode() for name, value in values.items()}
-    except UnicodeDecodeError:
-        raise RefusedRequest(400, "expected a path in UTF-8") from None

@@ -14,11 +14,10 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Final, NamedTuple
 
 from twotower.errors import MissingExtra
+from twotower.serving.project import ServedProject
 from twotower.serving.reach import bind
 from twotower.serving.settings import ServingSettings
 from twotower.serving.shared_memory import SharedMemory
@@ -48,23 +47,20 @@ class Server:
 
     def __init__(
         self,
-        data_path: Path,
+        project: ServedProject,
         settings: ServingSettings,
-        positive_outcomes: Sequence[str] = ("click",),
         *,
         requires_key: bool = False,
     ) -> None:
         """Nothing is bound or started yet.
 
         Args:
-            data_path: The project's data folder.
-            settings: How to serve.
-            positive_outcomes: Outcomes of the event log that count as clicks.
+            project: What is served.
+            settings: How to serve it.
             requires_key: Refuse requests without a key, see `check_reach`.
         """
-        self._data_path = data_path
+        self._project = project
         self._requires_key = requires_key
-        self._positive_outcomes = positive_outcomes
         self._settings = settings
         self._memory = SharedMemory(settings.workers)
         self._children: dict[int, _Child] = {}
@@ -169,11 +165,10 @@ class Server:
             os.setpgid(0, 0)  # Ctrl-C reaches the server alone, which forwards it
             os.close(self._held_end)
             worker = Worker(
-                self._data_path,
+                self._project,
                 self._settings,
                 self._memory,
                 slot,
-                self._positive_outcomes,
                 requires_key=self._requires_key,
             )
             worker.run(self._listener, self._lifeline, load_first=self._has_started)

@@ -7,7 +7,16 @@ from typing import Literal
 
 import msgspec
 
-__all__ = ["Check", "Readiness", "ServedByWorker", "WorkerState", "WorkerStatus", "readiness"]
+__all__ = [
+    "Check",
+    "Readiness",
+    "ServedByWorker",
+    "Startup",
+    "WorkerState",
+    "WorkerStatus",
+    "readiness",
+    "startup",
+]
 
 WorkerState = Literal["starting", "serving", "draining", "restarting"]
 
@@ -29,6 +38,8 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     delta: int | None = None
     items_number: int | None = None
     user_state_offset: int | None = None
+    has_looked: bool = False
+    """Whether it has looked at what is live, whatever came of it."""
     problem: str | None = None
     """Why it does not serve what is live; what it serves is whole."""
 
@@ -64,6 +75,24 @@ class Readiness(msgspec.Struct, frozen=True, kw_only=True):
     status: Literal["ready", "not ready"]
     checks: dict[str, Check]
     workers: list[ServedByWorker]
+
+
+class Startup(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether every worker has begun: it has looked at what is live, and loaded what there was."""
+
+    status: Literal["started", "starting"]
+    workers: int
+    """Those that there are to be."""
+    started: int
+
+
+def startup(statuses: Sequence[WorkerStatus | None]) -> Startup:
+    """Return whether the server has started; it may have nothing to serve yet."""
+    started = sum(status is not None and status.has_looked for status in statuses)
+    is_whole = started == len(statuses)
+    return Startup(
+        status="started" if is_whole else "starting", workers=len(statuses), started=started
+    )
 
 
 def readiness(statuses: Sequence[WorkerStatus | None]) -> Readiness:

@@ -15,9 +15,8 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import datetime
-from pathlib import Path
 from typing import Final
 
 import uvicorn
@@ -27,6 +26,7 @@ from twotower.serving.guard import Guard
 from twotower.serving.handlers import make_handlers
 from twotower.serving.metrics import Metrics
 from twotower.serving.overload import Overload
+from twotower.serving.project import ServedProject
 from twotower.serving.project_metrics import ProjectMetrics
 from twotower.serving.protocol import ConnectionLimits, protocol_with
 from twotower.serving.rates import RateLimit
@@ -48,22 +48,20 @@ class Worker:
 
     def __init__(
         self,
-        data_path: Path,
+        project: ServedProject,
         settings: ServingSettings,
         memory: SharedMemory,
         slot: int,
-        positive_outcomes: Sequence[str],
         *,
         requires_key: bool,
     ) -> None:
         """Make everything that answers; nothing is loaded and no thread runs yet.
 
         Args:
-            data_path: The project's data folder.
+            project: What is served.
             settings: How to serve.
             memory: Shared by all workers of the server.
             slot: Which of them this is.
-            positive_outcomes: Outcomes of the event log that count as clicks.
             requires_key: Refuse requests without a key, see `check_reach`.
         """
         self._settings = settings
@@ -72,11 +70,13 @@ class Worker:
         metrics = Metrics(CounterBlock(memory.counters(slot)))
         overload = Overload(settings, metrics)
         rates = RateLimit(settings.key_rate_per_s, settings.key_rate_burst, metrics)
-        self._guard = Guard(data_path, requires_key=requires_key, rates=rates)
-        self._follower = Follower(data_path, settings, metrics, self._report, positive_outcomes)
+        self._guard = Guard(project.data_path, requires_key=requires_key, rates=rates)
+        self._follower = Follower(
+            project.data_path, settings, metrics, self._report, project.positive_outcomes
+        )
         self._door = FrontDoor(
-            make_handlers(self._follower, settings, metrics, overload),
-            make_app(memory, ProjectMetrics(data_path)),
+            make_handlers(project, self._follower, settings, metrics, memory, overload),
+            make_app(memory, ProjectMetrics(project.data_path)),
             metrics,
             self._guard,
             overload,
@@ -157,7 +157,12 @@ class Worker:
         served = follower.served
         if served is not None and self._state == "starting":
             self._state = "serving"
-        status = WorkerStatus(pid=os.getpid(), state=self._state, problem=follower.problem)
+        status = WorkerStatus(
+            pid=os.getpid(),
+            state=self._state,
+            has_looked=follower.has_looked.is_set(),
+            problem=follower.problem,
+        )
         if served is None:
             self._status.write(status)
             return
@@ -165,6 +170,7 @@ class Worker:
             WorkerStatus(
                 pid=status.pid,
                 state=status.state,
+                has_looked=status.has_looked,
                 problem=status.problem,
                 generation=served.activation.generation,
                 sequence=served.activation.sequence,
