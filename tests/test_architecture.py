@@ -69,7 +69,11 @@ LAYERS: Final[dict[str, Layer]] = {
         "errors settings entities data model index metrics checkpoint generation encoding",
     ),
     "serving": layer("serving", "errors settings entities index metrics generation encoding"),
-    "client": layer("client", "errors entities serving.messages serving.problems serving.status"),
+    "client": layer(
+        "client",
+        "errors entities generation serving.admin_messages serving.messages serving.problems"
+        " serving.routes serving.status",
+    ),
     "studies": layer(
         "evaluation baselines mining",
         "errors settings entities data model index metrics generation encoding",

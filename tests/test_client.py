@@ -29,6 +29,7 @@ from twotower.client import (
     AsyncClient,
     Client,
     ClientError,
+    Conflict,
     ConnectionFailed,
     DeadlineExpired,
     InvalidRequest,
@@ -38,15 +39,18 @@ from twotower.client import (
     RequestRefused,
     ServerFailed,
     Unavailable,
+    admin_calls,
     calls,
 )
-from twotower.client.calls import Call
+from twotower.client.call import Call
 from twotower.data.events import Event
 from twotower.publishing.store import ModelStore
-from twotower.serving.messages import RetrieveRequest
+from twotower.serving.admin_messages import ActivateRequest, NewItem, PinRequest, RollBackRequest
+from twotower.serving.messages import Condition, ExplainRequest, RetrieveRequest, SimilarRequest
 from twotower.serving.routes import ROUTES
 
 Ask = Callable[..., Any]
+CALLS = {name for name in (*calls.__all__, *admin_calls.__all__) if name.islower()}
 
 
 def ask_blocking(url: str, name: str, *args: object, options: Any = None, **given: object) -> Any:
@@ -92,18 +96,32 @@ def test_an_answer_is_the_servers_answer(server: RunningServer, ask: Ask) -> Non
     assert ask(server.url, "retrieve", UNKNOWN_USER).degraded == ["unknown_user"]
 
 
-def test_every_field_of_a_request_can_be_given() -> None:
-    assert set(inspect.signature(calls.retrieve).parameters) == set(
-        RetrieveRequest.__struct_fields__
-    )
-    given: dict[str, Any] = {
-        "features": {"age": 3}, "recent": [USERS[0]], "exclude": [7, 8], "include_seen": True,
-        "display": True,
+@pytest.mark.parametrize(
+    ("call", "request_type"),
+    [
+        (calls.retrieve, RetrieveRequest),
+        (calls.similar, SimilarRequest),
+        (calls.explain, ExplainRequest),
+        (admin_calls.activate, ActivateRequest),
+        (admin_calls.roll_back, RollBackRequest),
+        (admin_calls.pin, PinRequest),
+    ],
+)
+def test_every_field_of_a_request_can_be_given(
+    call: Callable[..., Call[Any]], request_type: type[msgspec.Struct]
+) -> None:
+    values: dict[str, Any] = {
+        "user_id": 1, "item_id": 2, "item_ids": [3, 4], "k": 5, "features": {"age": 3},
+        "recent": [6], "exclude": [7, 8], "filter": [Condition(feature="genre")],
+        "include_seen": True, "display": True, "num_clicks": 9, "reason": "x", "force": True,
+        "dry_run": True, "only_after": 10,
     }  # fmt: skip
-    body = calls.retrieve(1, 5, **given).body or b""
-    assert msgspec.json.decode(body, type=RetrieveRequest) == RetrieveRequest(
-        user_id=1, k=5, **given
-    )
+    fields = set(request_type.__struct_fields__)
+    assert set(inspect.signature(call).parameters) - {"generation"} == fields
+    given = {name: values[name] for name in fields}
+    place = {"generation": "g-000001"} if "generation" in inspect.signature(call).parameters else {}
+    body = call(**place, **given).body or b""
+    assert msgspec.json.decode(body, type=request_type) == request_type(**given)
 
 
 def test_a_batch_has_an_answer_or_a_problem_for_each(server: RunningServer, ask: Ask) -> None:
@@ -115,15 +133,60 @@ def test_a_batch_has_an_answer_or_a_problem_for_each(server: RunningServer, ask:
     assert answer.generation == "g-000001"
 
 
-def test_every_call_is_a_route_of_the_server() -> None:
-    made: list[Call[Any]] = [
-        calls.retrieve(1),
-        calls.retrieve_batch([]),
-        calls.health(),
-        calls.readiness(),
-    ]
-    known = {(route.method, route.path) for route in ROUTES}
-    assert {(call.method, call.path) for call in made} <= known
+def test_items_like_others_and_why_a_user_gets_one(server: RunningServer, ask: Ask) -> None:
+    best = ask(server.url, "retrieve", USERS[3], 2).candidates
+    similar = ask(server.url, "similar", [best[0].item_id], 3)
+    assert len(similar.candidates) == 3
+    assert best[0].item_id not in {candidate.item_id for candidate in similar.candidates}
+    why = ask(server.url, "explain", USERS[3], best[0].item_id)
+    assert (why.rank, np.float32(why.score)) == (1, np.float32(best[0].score))
+    with pytest.raises(NotFound):
+        ask(server.url, "similar", [123_456_789_012])
+
+
+def test_generations_are_listed_pinned_and_made_live(admin: RunningServer, ask: Ask) -> None:
+    listed = ask(admin.url, "list_generations")
+    assert [known.name for known in listed.generations] == ["g-000001", "g-000002"]
+    sequence = listed.live.sequence
+    assert ask(admin.url, "show_generation", "g-000002").manifest.name == "g-000002"
+    made = ask(admin.url, "activate", "g-000002", force=True, reason="a test")
+    assert (made.sequence, made.reason) == (sequence + 1, "a test")
+    with pytest.raises(Conflict):
+        ask(admin.url, "activate", "g-000001", force=True, only_after=sequence)
+    assert ask(admin.url, "pin", "g-000001", reason="why").pinned == {"g-000001": "why"}
+    assert ask(admin.url, "unpin", "g-000001").pinned == {}
+    assert ask(admin.url, "roll_back", "g-000002").generation == "g-000001"
+    with pytest.raises(NotFound):
+        ask(admin.url, "show_generation", "g-999999")
+
+
+def test_items_are_added_withdrawn_and_restored(admin: RunningServer, ask: Ask) -> None:
+    added = ask(admin.url, "add_items", [NewItem(item_id=77, features={"genre": "genre 1"})])
+    assert (added.added, added.known) == ([77], [])
+    withdrawn = ask(admin.url, "withdraw_item", 77, reason="sold & gone")
+    assert [(item.item_id, item.reason) for item in withdrawn.withdrawn] == [(77, "sold & gone")]
+    listed = ask(admin.url, "list_items")
+    assert [item.item_id for item in listed.withdrawn] == [77]
+    assert ask(admin.url, "restore_items", [77]).withdrawn == []
+
+
+def test_a_value_of_a_path_stays_in_its_place() -> None:
+    path = admin_calls.withdraw_item("a/b?c", reason="x&y").path
+    assert path == "/v1/items/a%2Fb%3Fc?reason=x%26y"
+
+
+def test_every_route_has_its_call() -> None:
+    spoken = CALLS | {"healthz", "readyz"}
+    others = {"put_item", "startupz", "metrics", "openapi", "docs", "docs_style"}
+    rest = {route.name for route in ROUTES} - spoken - others
+    assert all(name.startswith("v2_") for name in rest), rest
+
+
+def test_what_must_not_happen_twice_is_known() -> None:
+    for call in (admin_calls.activate("g-000001"), admin_calls.roll_back("g-000001")):
+        assert not call.is_idempotent
+    for idempotent in (admin_calls.pin("g-000001"), admin_calls.add_items([]), calls.events([])):
+        assert idempotent.is_idempotent
 
 
 def test_a_wrong_field_is_named_by_its_path(server: RunningServer, ask: Ask) -> None:
@@ -132,6 +195,17 @@ def test_a_wrong_field_is_named_by_its_path(server: RunningServer, ask: Ask) -> 
     assert caught.value.status == 422
     assert [fault.path for fault in caught.value.faults] == ["$.k"]
     assert caught.value.request_id
+
+
+@pytest.fixture(scope="module")
+def admin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """A server with two generations."""
+    folder = tmp_path_factory.mktemp("admin")
+    store = ModelStore(folder / "twotower-data")
+    names = [publish_marked(store, number) for number in (1, 2)]
+    store.activate(names[0], force=True)
+    with running_server(write_project(folder)) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +283,8 @@ def scripted(*steps: Step, hang: threading.Event | None = None) -> Iterator[Scri
             for name, value in {**headers, "Content-Length": str(len(body))}.items():
                 self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(body)
+            with contextlib.suppress(OSError):  # nobody waits for it any more
+                self.wfile.write(body)
 
         def log_request(self, code: object = "-", size: object = "-") -> None:
             pass
@@ -293,7 +368,13 @@ def test_nobody_listens(ask: Ask) -> None:
     ("status", "kind"),
     [
         *[(status, InvalidRequest) for status in (400, 413, 415, 422)],
-        *[(401, NotAuthenticated), (403, NotPermitted), (404, NotFound), (409, RequestRefused)],
+        *[
+            (401, NotAuthenticated),
+            (403, NotPermitted),
+            (404, NotFound),
+            (409, Conflict),
+            (405, RequestRefused),
+        ],
         *[(504, DeadlineExpired), (500, ServerFailed)],
     ],
 )
@@ -343,13 +424,11 @@ def test_options_differ_and_connections_are_shared() -> None:
 
 
 def methods(kind: type) -> dict[str, inspect.Signature]:
-    made = {name for name, _ in inspect.getmembers(calls, inspect.isfunction)}
-    return {n: inspect.signature(v) for n, v in vars(kind).items() if n in made}
+    return {n: inspect.signature(v) for n, v in vars(kind).items() if n in CALLS}
 
 
 def test_both_clients_have_every_call_with_the_same_arguments() -> None:
-    public = {name for name in calls.__all__ if name.islower()}
-    assert set(methods(Client)) == public
+    assert set(methods(Client)) == CALLS
     assert methods(Client) == methods(AsyncClient)
     assert list(inspect.signature(Client().retrieve).parameters)[:2] == ["user_id", "k"]
     assert "Return the `k` best items" in (AsyncClient.retrieve.__doc__ or "")

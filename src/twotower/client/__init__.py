@@ -9,6 +9,7 @@ from __future__ import annotations
 from twotower.client.client import AsyncClient, Client
 from twotower.client.errors import (
     ClientError,
+    Conflict,
     ConnectionFailed,
     DeadlineExpired,
     InvalidRequest,
@@ -24,6 +25,7 @@ __all__ = [
     "AsyncClient",
     "Client",
     "ClientError",
+    "Conflict",
     "ConnectionFailed",
     "DeadlineExpired",
     "InvalidRequest",

@@ -21,7 +21,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from twotower.client.calls import Call
+from twotower.client.call import Call
 from twotower.client.errors import (
     ClientError,
     ConnectionFailed,

@@ -1,48 +1,42 @@
-"""What can be asked of a server: each call is written here once, for both clients.
+"""What everybody asks a server: each call is written here once, for both clients.
 
-A call is data: what to send, and the struct that its answer is decoded into. The structs are
-those of the server, so the two cannot differ.
+Requests and answers are the structs of the server.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final, Generic, TypeVar
+from dataclasses import replace
 
 import msgspec
 
+from twotower.client.call import Call, Id, call_of
 from twotower.data.event_log.receipt import Receipt
 from twotower.data.events import Event
 from twotower.serving.messages import (
     BatchAnswer,
     BatchRequest,
     Condition,
+    ExplainAnswer,
+    ExplainRequest,
     FeatureValue,
     RetrieveAnswer,
     RetrieveRequest,
+    SimilarAnswer,
+    SimilarRequest,
 )
 from twotower.serving.status import Readiness
 
-__all__ = ["Alive", "Call", "events", "health", "readiness", "retrieve", "retrieve_batch"]
-
-T = TypeVar("T")
-_NDJSON: Final = "application/x-ndjson"
-
-
-@dataclass(frozen=True)
-class Call(Generic[T]):
-    """One request, and what its answer is."""
-
-    method: str
-    path: str
-    answer: type[T]
-    body: bytes | None = None
-    content_type: str = "application/json"
-    is_idempotent: bool = True
-    """Whether sending it twice is as good as once, so that it may be tried again."""
-    answers_with: frozenset[int] = frozenset({200})
-    """Statuses that carry `answer`; any other one is an error."""
+__all__ = [
+    "Alive",
+    "events",
+    "explain",
+    "health",
+    "readiness",
+    "retrieve",
+    "retrieve_batch",
+    "similar",
+]
 
 
 class Alive(msgspec.Struct, frozen=True):
@@ -52,12 +46,12 @@ class Alive(msgspec.Struct, frozen=True):
 
 
 def retrieve(
-    user_id: int | str,
+    user_id: Id,
     k: int = 20,
     *,
     features: Mapping[str, FeatureValue] | None = None,
-    recent: Sequence[int | str] | None = None,
-    exclude: Sequence[int | str] = (),
+    recent: Sequence[Id] | None = None,
+    exclude: Sequence[Id] = (),
     filter: Sequence[Condition] = (),  # noqa: A002 -- the name of the field
     include_seen: bool = False,
     display: bool = False,
@@ -84,7 +78,7 @@ def retrieve(
         include_seen=include_seen,
         display=display,
     )
-    return Call("POST", "/v1/retrieve", RetrieveAnswer, msgspec.json.encode(request))
+    return call_of("retrieve", RetrieveAnswer, request)
 
 
 def retrieve_batch(requests: Iterable[RetrieveRequest]) -> Call[BatchAnswer]:
@@ -95,8 +89,43 @@ def retrieve_batch(requests: Iterable[RetrieveRequest]) -> Call[BatchAnswer]:
     Args:
         requests: 1 to 256.
     """
-    body = msgspec.json.encode(BatchRequest(requests=list(requests)))
-    return Call("POST", "/v1/retrieve:batch", BatchAnswer, body)
+    return call_of("retrieve_batch", BatchAnswer, BatchRequest(requests=list(requests)))
+
+
+def similar(
+    item_ids: Sequence[Id],
+    k: int = 20,
+    *,
+    exclude: Sequence[Id] = (),
+    filter: Sequence[Condition] = (),  # noqa: A002 -- the name of the field
+    display: bool = False,
+) -> Call[SimilarAnswer]:
+    """Return the `k` items most like these; of several, like their mean direction."""
+    request = SimilarRequest(
+        item_ids=list(item_ids), k=k, exclude=list(exclude), filter=list(filter), display=display
+    )
+    return call_of("similar", SimilarAnswer, request)
+
+
+def explain(
+    user_id: Id,
+    item_id: Id,
+    *,
+    features: Mapping[str, FeatureValue] | None = None,
+    recent: Sequence[Id] | None = None,
+    num_clicks: int = 10,
+    display: bool = False,
+) -> Call[ExplainAnswer]:
+    """Return why a user gets an item, or does not: score, rank, near clicks, contributions."""
+    request = ExplainRequest(
+        user_id=user_id,
+        item_id=item_id,
+        features=dict(features or {}),
+        recent=None if recent is None else list(recent),
+        num_clicks=num_clicks,
+        display=display,
+    )
+    return call_of("explain", ExplainAnswer, request)
 
 
 def events(events: Iterable[Event]) -> Call[Receipt]:
@@ -105,15 +134,14 @@ def events(events: Iterable[Event]) -> Call[Receipt]:
     Args:
         events: As many as the collector's body limit allows, some ten thousand.
     """
-    body = b"".join(msgspec.json.encode(event) + b"\n" for event in events)
-    return Call("POST", "/v1/events", Receipt, body, _NDJSON, answers_with=frozenset({202}))
+    return call_of("events", Receipt, list(events))
 
 
 def health() -> Call[Alive]:
     """Return once the server's process answers."""
-    return Call("GET", "/healthz", Alive)
+    return call_of("healthz", Alive)
 
 
 def readiness() -> Call[Readiness]:
     """Return whether the server should get requests, and each reason; not ready is no error."""
-    return Call("GET", "/readyz", Readiness, answers_with=frozenset({200, 503}))
+    return replace(call_of("readyz", Readiness), answers_with=frozenset({200, 503}))

@@ -1,4 +1,5 @@
-"""The two clients. Their methods are made of `twotower.client.calls`, so they cannot differ."""
+"""The two clients. Their methods are made of `twotower.client.calls` and
+`twotower.client.admin_calls`, so they cannot differ."""
 
 from __future__ import annotations
 
@@ -10,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar
 import httpx
 from tenacity import AsyncRetrying, Retrying
 
-from twotower.client import calls
+from twotower.client import admin_calls, calls
 from twotower.client.attempts import Attempts, Options
-from twotower.client.calls import Call
+from twotower.client.call import Call
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -135,7 +136,19 @@ class Client(_Configured):
 
     retrieve = _blocking(calls.retrieve)
     retrieve_batch = _blocking(calls.retrieve_batch)
+    similar = _blocking(calls.similar)
+    explain = _blocking(calls.explain)
     events = _blocking(calls.events)
+    list_generations = _blocking(admin_calls.list_generations)
+    show_generation = _blocking(admin_calls.show_generation)
+    activate = _blocking(admin_calls.activate)
+    roll_back = _blocking(admin_calls.roll_back)
+    pin = _blocking(admin_calls.pin)
+    unpin = _blocking(admin_calls.unpin)
+    list_items = _blocking(admin_calls.list_items)
+    add_items = _blocking(admin_calls.add_items)
+    withdraw_item = _blocking(admin_calls.withdraw_item)
+    restore_items = _blocking(admin_calls.restore_items)
     health = _blocking(calls.health)
     readiness = _blocking(calls.readiness)
 
@@ -182,6 +195,18 @@ class AsyncClient(_Configured):
 
     retrieve = _awaited(calls.retrieve)
     retrieve_batch = _awaited(calls.retrieve_batch)
+    similar = _awaited(calls.similar)
+    explain = _awaited(calls.explain)
     events = _awaited(calls.events)
+    list_generations = _awaited(admin_calls.list_generations)
+    show_generation = _awaited(admin_calls.show_generation)
+    activate = _awaited(admin_calls.activate)
+    roll_back = _awaited(admin_calls.roll_back)
+    pin = _awaited(admin_calls.pin)
+    unpin = _awaited(admin_calls.unpin)
+    list_items = _awaited(admin_calls.list_items)
+    add_items = _awaited(admin_calls.add_items)
+    withdraw_item = _awaited(admin_calls.withdraw_item)
+    restore_items = _awaited(admin_calls.restore_items)
     health = _awaited(calls.health)
     readiness = _awaited(calls.readiness)

@@ -6,7 +6,8 @@ TwoTowerError
     │   ├── InvalidRequest      400, 413, 415, 422: `faults` says where
     │   ├── NotAuthenticated    401: no key, or none that is known
     │   ├── NotPermitted        403: the key lacks the scope
-    │   └── NotFound            404: no such path, generation or item
+    │   ├── NotFound            404: no such path, generation or item
+    │   └── Conflict            409: what is there contradicts it, or cannot be read
     ├── DeadlineExpired         504, or the time that the caller gave is over on this side
     ├── Unavailable             429, 502, 503: not now; `retry_after_s` where the server says when
     ├── ServerFailed            any other 5xx, or an answer that cannot be understood
@@ -22,6 +23,7 @@ from twotower.serving.problems import Fault
 
 __all__ = [
     "ClientError",
+    "Conflict",
     "ConnectionFailed",
     "DeadlineExpired",
     "InvalidRequest",
@@ -76,6 +78,10 @@ class NotFound(RequestRefused):
     """There is no such path, generation or item."""
 
 
+class Conflict(RequestRefused):
+    """What is there contradicts the request, or cannot be read."""
+
+
 class DeadlineExpired(ClientError):
     """The time for the call is over."""
 
@@ -97,6 +103,7 @@ _BY_STATUS: Final[dict[int, type[ClientError]]] = {
     401: NotAuthenticated,
     403: NotPermitted,
     404: NotFound,
+    409: Conflict,
     **dict.fromkeys((429, 502, 503), Unavailable),
     504: DeadlineExpired,
 }
