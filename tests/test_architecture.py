@@ -102,7 +102,9 @@ ENGINES: Final[dict[str, tuple[str, ...]]] = {
     "orjson": ("serving.answer_json",),
     "pandas": ("data",),
     "polars": ("data", "cli.import_"),
-    "prometheus_client": ("serving.metrics_page", "serving.project_metrics"),
+    "prometheus_client": (
+        *("serving.metrics_page", "serving.project_metrics", "serving.collector_metrics"),
+    ),
     "pyarrow": ("data",),
     "pymilvus": ("index.milvus_server",),
     "rich": ("cli",),

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import re
 import socket
 import sqlite3
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -71,6 +73,48 @@ def test_arrays_and_lines_are_stored_before_the_answer(
     assert (reply.status, found["accepted"], found["duplicates"]) == (202, 11, [0])
     assert [(r["row"], r["code"]) for r in found["rejected"]] == [(11, "invalid")]
     assert stored(config, start) == [event.event_id for event in events]
+
+
+def test_requests_and_how_late_events_come_are_counted(collector: RunningServer) -> None:
+    lag, requests = "twotower_event_lag_seconds", "twotower_http_requests_total"
+
+    def counted() -> dict[str, float]:
+        return {
+            "within a minute": collector.metric(f"{lag}_bucket", le="60.0"),
+            "within five": collector.metric(f"{lag}_bucket", le="300.0"),
+            "all": collector.metric(f"{lag}_count"),
+            "sum": collector.metric(f"{lag}_sum"),
+            "202": collector.metric(requests, route="/v1/events", code="202"),
+            "400": collector.metric(requests, route="/v1/events", code="400"),
+            "other": collector.metric(requests, route="other", code="404"),
+            "timed": collector.metric("twotower_http_request_duration_seconds_count"),
+        }
+
+    before, now_ms = counted(), int(time.time() * 1000)
+    times = (now_ms, now_ms + 3_600_000, now_ms - 90_000)  # the second by a clock that is ahead
+    events = [
+        msgspec.structs.replace(make_event(5000 + row), event_time_ms=time_ms)
+        for row, time_ms in enumerate(times)
+    ]
+    collector.ask("POST", "/v1/events", as_lines(events) + b"nonsense\n")
+    collector.ask("POST", "/v1/events", b"[1,")
+    collector.ask("GET", "/nowhere")
+    after = counted()
+    grown = {name: after[name] - before[name] for name in after}
+    assert 90 <= grown.pop("sum") < 100
+    assert grown == {
+        "within a minute": 2, "within five": 3, "all": 3, "202": 1, "400": 1, "other": 1, "timed": 2
+    }  # fmt: skip
+    assert collector.metric("twotower_collector_waiting_bytes") == 0
+    assert collector.metric("process_resident_memory_bytes") > 0
+
+
+def test_the_document_names_what_the_collector_counts(collector: RunningServer) -> None:
+    text = collector.ask("GET", "/metrics").body.decode()
+    found = set(re.findall(r"^# TYPE (twotower_\w+)", text, re.MULTILINE))
+    document = Path(__file__).parents[1] / "docs" / "operations.md"
+    table = document.read_text().split("`twotower collect` has")[1].split("\n\n")[1]
+    assert set(re.findall(r"^\| `(\w+)`", table, re.MULTILINE)) == found
 
 
 def test_what_is_no_body_of_rows_is_a_problem(config: Path, collector: RunningServer) -> None:

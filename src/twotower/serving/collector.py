@@ -17,6 +17,7 @@ import msgspec
 
 from twotower.data.event_log.intake import Intake
 from twotower.errors import DataError, NotReady
+from twotower.serving.collector_metrics import CONTENT_TYPE_LATEST, CollectorMetrics
 from twotower.serving.exchange import (
     EVENT_TYPES,
     Call,
@@ -39,6 +40,7 @@ from twotower.serving.settings import CollectorSettings
 __all__ = ["Collector"]
 
 _AGAIN: Final = ((b"retry-after", b"1"),)
+_PATHS: Final = ("/v1/events", "/healthz", "/readyz", "/metrics")
 _PROBLEM_S: Final = 5.0
 """How long a failure of the disk makes `/readyz` fail, unless an append succeeds before."""
 
@@ -56,7 +58,7 @@ class Collector:
         self._limits = Limits(settings.body_limit_bytes, settings.body_timeout_s, EVENT_TYPES)
         self._ids = RequestIds()
         self._writers = ThreadPoolExecutor(settings.writers, thread_name_prefix="writer")
-        self._waiting_bytes = 0
+        self._metrics = CollectorMetrics()
         self._problem = ""
         self._problem_until_s = 0.0
 
@@ -70,6 +72,7 @@ class Collector:
             return
         request_id = self._ids.of(header(scope, b"x-request-id"))
         scope.setdefault("state", {})["request_id"] = request_id
+        began_s = time.perf_counter()
         try:
             reply = await self._answer(scope, receive)
         except RefusedRequest as refused:
@@ -77,6 +80,8 @@ class Collector:
         except Exception as error:
             log_failure("collect_failed", request_id, error)
             reply = problem_reply(RefusedRequest(500, "see the collector's log"), request_id)
+        route = scope["path"] if scope["path"] in _PATHS else "other"
+        self._metrics.request_ended(route, reply.status, time.perf_counter() - began_s)
         await self._send(send, reply)
 
     async def _answer(self, scope: Scope, receive: Receive) -> Reply:
@@ -88,13 +93,18 @@ class Collector:
         if path in ("/healthz", "/readyz"):
             _expect(method, "GET")
             return self._health() if path == "/readyz" else Reply(200, b'{"status":"alive"}')
-        raise RefusedRequest(404, "expected /v1/events, /healthz or /readyz")
+        if path == "/metrics":
+            _expect(method, "GET")
+            self._guard.check(scope["headers"], "metrics")
+            return Reply(200, self._metrics.render(), CONTENT_TYPE_LATEST.encode())
+        raise RefusedRequest(404, f"expected one of {', '.join(_PATHS)}")
 
     def admit(self, state: Mapping[str, Any]) -> None:
         """Let everybody in: bodies that wait for the disk are bounded by their bytes."""
 
     def request_shed(self, reason: str) -> None:
-        """Count nothing: the collector has no numbers of its own."""
+        """Count a request that was refused without doing its work."""
+        self._metrics.request_shed(reason)
 
     def _health(self) -> Reply:
         problem = self._problem if time.monotonic() < self._problem_until_s else ""
@@ -105,23 +115,24 @@ class Collector:
         return Reply(503 if problem else 200, content)
 
     async def _collect(self, call: Call) -> Reply:
-        body = call.body
-        if self._waiting_bytes and (
-            self._waiting_bytes + len(body) > self._settings.waiting_limit_bytes
-        ):
-            detail = f"{self._waiting_bytes} bytes of events wait for the disk; send again later"
+        body, waiting_bytes = call.body, self._metrics.waiting_bytes
+        if waiting_bytes and waiting_bytes + len(body) > self._settings.waiting_limit_bytes:
+            self.request_shed("queue_full")
+            detail = f"{waiting_bytes} bytes of events wait for the disk; send again later"
             raise RefusedRequest(429, detail, headers=_AGAIN)
-        self._waiting_bytes += len(body)
+        self._metrics.waiting_bytes += len(body)
         try:
             loop = asyncio.get_running_loop()
             return Reply(202, await loop.run_in_executor(self._writers, self._store, body))
         finally:
-            self._waiting_bytes -= len(body)
+            self._metrics.waiting_bytes -= len(body)
 
     def _store(self, body: bytes) -> bytes:
         """Store a body and return the receipt. Runs in a writer's thread."""
         try:
-            receipt = self._intake.take(body, int(time.time() * 1000))
+            received_ms = int(time.time() * 1000)
+            rows = self._intake.decode(body)
+            receipt = self._intake.take_rows(rows, received_ms)
         except NotReady as error:
             self._problem, self._problem_until_s = str(error), time.monotonic() + _PROBLEM_S
             raise RefusedRequest(503, str(error), headers=_AGAIN) from error
@@ -130,6 +141,7 @@ class Collector:
         except DataError as error:  # two first bodies at once, with IDs of different kinds
             raise RefusedRequest(422, str(error)) from None
         self._problem_until_s = 0.0
+        self._metrics.events_arrived(rows.events, received_ms)
         return msgspec.json.encode(receipt)
 
     async def _send(self, send: Send, reply: Reply) -> None:
