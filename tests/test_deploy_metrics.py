@@ -20,15 +20,19 @@ from serving_project import (
     UNKNOWN_USER,
     USERS,
     RunningServer,
+    eventually,
     publish_marked,
     running_server,
     write_project,
 )
+from tiny_checkpoint import tiny_checkpoint
 from twotower.data.event_log import EventLogSettings
 from twotower.data.event_log.intake import Intake
 from twotower.data.example_log.manifest import ExampleManifest, examples_path, write_manifest
+from twotower.index.settings import IndexSettings
 from twotower.publishing.delta import DeltaSpan
 from twotower.publishing.delta_writing import write_delta
+from twotower.publishing.publisher import publish
 from twotower.publishing.store import ModelStore
 from twotower.serving.collector_metrics import CollectorMetrics
 from twotower.serving.metric_definitions import DEFINITIONS
@@ -53,8 +57,10 @@ def live_day(folder: Path) -> Path:
     """A project in which everything has happened that has a number."""
     data_path = folder / "twotower-data"
     store = ModelStore(data_path)
-    names = [publish_marked(store, number) for number in (1, 2)]
-    store.activate(names[0], force=True)
+    approximate = IndexSettings(engine="faiss_ivf")
+    checkpoint = tiny_checkpoint(num_items=1100)
+    store.activate(publish(checkpoint, store, index=approximate).name, force=True)
+    publish_marked(store, 2)
     retriever = Retriever.open(data_path)
     span = DeltaSpan(first_offset=0, through_offset=1, newest_event_time_ms=1_800_000_000_000)
     write_delta(data_path, retriever.base, rows_over(retriever, users=USERS[:1]), span, now_ms=1)
@@ -74,6 +80,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
         for user, city in ((USERS[0], "Lima"), (UNKNOWN_USER, "Atlantis")):
             running.ask("POST", "/v1/retrieve", {"user_id": user, "features": {"city": city}})
         running.ask("POST", "/v1/retrieve", {"user_id": 1}, X_Request_Timeout_Ms="0")
+        eventually(lambda: running.metric("twotower_ann_recall_ratio"))
         yield running
 
 

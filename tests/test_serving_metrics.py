@@ -124,7 +124,16 @@ def test_what_never_happened_is_0_where_that_can_be_said() -> None:
     assert samples(SharedMemory(1)) == {
         ("twotower_unknown_users_total",): 0,
         ("twotower_index_lost_searches_total",): 0,
+        ("twotower_ann_sampled_items_total",): 0,
+        ("twotower_ann_found_items_total",): 0,
     }
+
+
+def test_the_recall_is_that_of_all_samples_of_all_workers() -> None:
+    memory, (one, other) = make(2)
+    one.recall_sampled(20, 20)
+    other.recall_sampled(70, 80)
+    assert samples(memory)["twotower_ann_recall_ratio",] == 0.9
 
 
 def test_searches_that_were_lost_are_counted_once() -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from twotower.errors import DataError
 from twotower.index.interface import FloatArray, SearchResult, TunableIndex, VectorIndex
 
-__all__ = ["Point", "Tuning", "ann_recall", "measure_point", "tune"]
+__all__ = ["Point", "Tuning", "ann_recall", "measure_point", "num_found", "tune"]
 
 _TIMED_S: Final = 0.25
 _LEAST_TIMED: Final = 5
@@ -94,6 +94,16 @@ def ann_recall(found: SearchResult, exact: SearchResult) -> float:
     Raises:
         DataError: the two answer different numbers of queries.
     """
+    num_right, num_exact = num_found(found, exact)
+    return num_right / num_exact if num_exact else 1.0
+
+
+def num_found(found: SearchResult, exact: SearchResult) -> tuple[int, int]:
+    """Return how many of the exact answers were found, and how many there are.
+
+    Raises:
+        DataError: the two answer different numbers of queries.
+    """
     if len(found.ids) != len(exact.ids):
         raise DataError(
             f"expected as many answers as exact ones, found {len(found.ids)} and {len(exact.ids)}"
@@ -102,4 +112,4 @@ def ann_recall(found: SearchResult, exact: SearchResult) -> float:
     base = np.arange(len(exact.ids))[:, None] * stride
     wanted = (exact.ids + base)[exact.ids >= 0]
     got = (found.ids + base)[found.ids >= 0]
-    return float(np.isin(wanted, got).mean()) if len(wanted) else 1.0
+    return int(np.count_nonzero(np.isin(wanted, got))), len(wanted)

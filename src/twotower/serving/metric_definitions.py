@@ -10,6 +10,8 @@ from typing import Final, Literal, NamedTuple
 import msgspec
 
 __all__ = [
+    "ANN_FOUND",
+    "ANN_WANTED",
     "DEFINITIONS",
     "IN_FLIGHT",
     "ITEMS",
@@ -84,6 +86,12 @@ LOST_SEARCHES: Final = Definition(
     "twotower_index_lost_searches_total", "counter",
     "Searches that an index elsewhere did not answer; all items were scanned instead.",
 )  # fmt: skip
+ANN_WANTED: Final = Definition(
+    "twotower_ann_sampled_items_total", "counter", "Items of exact searches that were sampled."
+)
+ANN_FOUND: Final = Definition(
+    "twotower_ann_found_items_total", "counter", "Those of them that the index found."
+)
 PUBLISHES: Final = Definition(
     "twotower_publish_total", "counter",
     "Activations and deltas that the server followed, or refused.", ("kind", "result"), (), True,
@@ -96,7 +104,16 @@ DEFINITIONS: Final = {
     definition.name: definition
     for definition in (
         *(REQUESTS, REQUEST_SECONDS, STAGE_SECONDS, ITEMS, TOP_SCORE, IN_FLIGHT, SHED),
-        *(OVERLOAD, UNKNOWN_USERS, UNSEEN_VALUES, LOST_SEARCHES, PUBLISHES, PUBLISH_SECONDS),
+        *(
+            ANN_WANTED,
+            ANN_FOUND,
+            OVERLOAD,
+            UNKNOWN_USERS,
+            UNSEEN_VALUES,
+            LOST_SEARCHES,
+            PUBLISHES,
+            PUBLISH_SECONDS,
+        ),
     )
 }
 

@@ -10,6 +10,8 @@ from bisect import bisect_left
 from collections.abc import Iterable
 
 from twotower.serving.metric_definitions import (
+    ANN_FOUND,
+    ANN_WANTED,
     IN_FLIGHT,
     ITEMS,
     LOST_SEARCHES,
@@ -83,6 +85,11 @@ class Metrics:
         self._lost = (generation, num_lost)
         if num_lost > known:
             self._add(LOST_SEARCHES, by=num_lost - known)
+
+    def recall_sampled(self, num_right: int, num_exact: int) -> None:
+        """Count how many items of an exact search the index found, too."""
+        self._add(ANN_FOUND, by=num_right)
+        self._add(ANN_WANTED, by=num_exact)
 
     def publish_ended(self, kind: str, result: str) -> None:
         """Count an activation or a delta that was taken over or refused."""

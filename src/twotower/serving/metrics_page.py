@@ -18,12 +18,22 @@ from prometheus_client.core import (
 )
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from twotower.serving.metric_definitions import DEFINITIONS, ITEMS, UNKNOWN_USERS, Definition
+from twotower.serving.metric_definitions import (
+    ANN_FOUND,
+    ANN_WANTED,
+    DEFINITIONS,
+    ITEMS,
+    UNKNOWN_USERS,
+    Definition,
+)
 from twotower.serving.project_metrics import ProjectMetrics
 from twotower.serving.shared_memory import SharedMemory, read_counters
 from twotower.serving.status import WorkerStatus
 
 __all__ = ["CONTENT_TYPE_LATEST", "render_metrics"]
+
+Merged = dict[str, dict[tuple[str, ...], dict[str, float]]]
+"""Metric -> labels -> part -> number."""
 
 
 def render_metrics(
@@ -55,12 +65,13 @@ class _Workers:
                 yield _family(definition, rows)
         statuses = [status for status in self._memory.statuses(WorkerStatus) if status]
         yield from _unknown_ratio(merged)
+        yield from _recall_ratio(merged)
         yield from _generation_metrics(statuses, self._now_s)
         yield from _process_metrics({status.pid for status in statuses if status.is_alive})
 
-    def _merged(self) -> dict[str, dict[tuple[str, ...], dict[str, float]]]:
-        """Return metric -> labels -> part -> number."""
-        merged: dict[str, dict[tuple[str, ...], dict[str, float]]] = {}
+    def _merged(self) -> Merged:
+        """Return the numbers of all workers together."""
+        merged: Merged = {}
         for slot in range(self._memory.num_workers):
             for name, value in read_counters(self._memory.counters(slot)).items():
                 metric, labels, part = msgspec.json.decode(name)
@@ -92,9 +103,19 @@ def _family(
     return family
 
 
-def _unknown_ratio(
-    merged: dict[str, dict[tuple[str, ...], dict[str, float]]],
-) -> Iterator[GaugeMetricFamily]:
+def _recall_ratio(merged: Merged) -> Iterator[GaugeMetricFamily]:
+    found, wanted = (
+        merged.get(name, {}).get((), {}).get("", 0.0) for name in (ANN_FOUND.name, ANN_WANTED.name)
+    )
+    if wanted:
+        yield GaugeMetricFamily(
+            "twotower_ann_recall_ratio",
+            "Share of exact answers that the index found, since the server started.",
+            value=found / wanted,
+        )
+
+
+def _unknown_ratio(merged: Merged) -> Iterator[GaugeMetricFamily]:
     answers = sum(value for part, value in merged.get(ITEMS.name, {}).get((), {}).items()
                   if part != "sum")  # fmt: skip
     unknown = merged.get(UNKNOWN_USERS.name, {}).get((), {}).get("", 0.0)

@@ -27,6 +27,7 @@ from twotower.publishing.store import ModelStore
 from twotower.serving.day import DayFollower, LogReader, named_problem
 from twotower.serving.messages import RetrieveRequest
 from twotower.serving.metrics import Metrics
+from twotower.serving.recall_watch import RecallWatch
 from twotower.serving.retriever import Found, Retriever
 from twotower.serving.settings import ServingSettings
 from twotower.serving.warming import check_answer, probes
@@ -91,6 +92,7 @@ class Follower:
         self._problem: str | None = None
         self._data_path = data_path
         self._store = ModelStore(data_path)
+        self._recall = RecallWatch(settings.recall_sample_every_s, metrics)
         self._reader = LogReader(data_path, positive_outcomes)
         self._swapping = threading.Lock()
         self._settings = settings
@@ -135,6 +137,7 @@ class Follower:
             return
         problem = self.problem
         retriever = served.day.advance(served.retriever)
+        self._recall.look(retriever, list(self.recent_requests))
         self._metrics.searches_lost(retriever.generation, retriever.index.lost_searches)
         with self._swapping:
             if self.served is not None and self.served.day is served.day:  # none was swapped in

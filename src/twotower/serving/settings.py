@@ -32,6 +32,9 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     user_state_events: Annotated[int, msgspec.Meta(ge=0)] = 5_000_000
     """Newest events of the log from which recent clicks and seen items are brought up to date,
     about 30 bytes each in every worker; 0: users are known as of the generation's cut only."""
+    recall_sample_every_s: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = 60.0
+    """How often a worker searches its last request exactly, too, to measure the index's recall; a
+    scan of all vectors, beside the event loop; 0: never."""
     body_limit_bytes: Positive = 1_000_000
     """Largest body of a request."""
     body_timeout_s: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 10.0
