@@ -297,10 +297,28 @@ def test_the_liveness_of_a_pod_does_not_depend_on_a_generation() -> None:
     """A server without one answers 503 to /readyz: killing it would never end."""
     for deployment in DEPLOYMENTS.values():
         container = container_of(deployment)
-        for probe in ("livenessProbe", "startupProbe"):
-            assert container.get(probe, {"httpGet": {"path": "/healthz"}})["httpGet"]["path"] == (
-                "/healthz"
-            )
+        probes = {name: container[name]["httpGet"]["path"] for name in container
+                  if name in ("livenessProbe", "startupProbe")}  # fmt: skip
+        assert probes.get("livenessProbe", "/healthz") == "/healthz"
+        assert probes.get("startupProbe", "/healthz") in ("/healthz", "/startupz")
+
+
+def test_the_server_passes_events_on_to_where_the_collector_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    in_pod = container_of(DEPLOYMENTS["twotower-serve"])["env"]
+    composed = compose()["services"]["serve"]["environment"]
+    services = {service["metadata"]["name"] for service in SERVICES}
+    for environment, known in (
+        ({entry["name"]: entry["value"] for entry in in_pod}, services),
+        (composed, set(compose()["services"])),
+    ):
+        assert len(environment) == 1
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        host = load_project(MANIFESTS / "twotower.toml").collector.host
+        assert host in known
+        assert "collect" in host
 
 
 def test_one_process_writes_the_event_log_and_one_learns() -> None:
