@@ -10,6 +10,7 @@ import numpy as np
 
 from stream import stream_of
 from tiny_checkpoint import external_ids, tiny_checkpoint
+from twotower.checkpoint import Checkpoint
 from twotower.config import Project, load_project
 from twotower.data.example_log import ExampleManifest, JoinedExamples, ShardSpan
 from twotower.data.example_log.columns import to_columns
@@ -20,7 +21,7 @@ from twotower.index.settings import IndexSettings
 from twotower.publishing.publisher import publish
 from twotower.publishing.store import ModelStore
 
-__all__ = ["append_examples", "increment_project", "publish_tiny", "some_examples"]
+__all__ = ["append_examples", "increment_project", "poisoned", "publish_tiny", "some_examples"]
 
 _PROJECT = """
 config_version = 1
@@ -40,21 +41,40 @@ commit_every = 40
 
 
 def increment_project(
-    folder: Path, *, kind: IdKind = "int", examples: int = 200, more: str = ""
+    folder: Path,
+    *,
+    kind: IdKind = "int",
+    examples: int = 200,
+    more: str = "",
+    base: Checkpoint | None = None,
 ) -> Project:
     """One random generation is live, and so many examples are joined."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "twotower.toml").write_text(_PROJECT + more)
     project = load_project(folder / "twotower.toml")
-    publish_tiny(project, kind=kind)
+    publish_tiny(project, base, kind=kind)
     append_examples(project, some_examples(examples, kind=kind))
     return project
 
 
-def publish_tiny(project: Project, *, seed: int = 0, activate: bool = True, **named: Any) -> str:
-    """Publish a generation of random parameters; make it live."""
+def poisoned() -> Checkpoint:
+    """A base that serves well, and whose users' rows are no numbers once they learn."""
+    base = tiny_checkpoint()
+    base.model.tables["user_id"].accumulator[:] = -1e6
+    return base
+
+
+def publish_tiny(
+    project: Project,
+    checkpoint: Checkpoint | None = None,
+    *,
+    seed: int = 0,
+    activate: bool = True,
+    **named: Any,
+) -> str:
+    """Publish a generation, of random parameters if none are given; make it live."""
     store = ModelStore(project.data_path)
-    checkpoint = tiny_checkpoint(seed=seed, **named)
+    checkpoint = checkpoint or tiny_checkpoint(seed=seed, **named)
     name = publish(checkpoint, store, index=IndexSettings(), gates=[]).name
     if activate:
         store.activate(name)

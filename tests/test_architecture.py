@@ -80,7 +80,7 @@ LAYERS: Final[dict[str, Layer]] = {
     ),
     "config": layer("config overrides", "errors settings"),
     "loop": layer(
-        "nightly increments replay runtime doctor loss_comparison",
+        "nightly increments increment_runs increment_stop replay runtime doctor loss_comparison",
         "errors settings entities data model index metrics checkpoint training generation"
         " encoding publishing serving studies config",
     ),

@@ -41,6 +41,14 @@ class Twotower:
         assert ended.value.code == 0, written.err
         return written.out
 
+    def refusal(self, *words: str) -> tuple[object, str]:
+        """The exit code of a command that fails, and what it says, in one line."""
+        self._monkeypatch.setattr(sys, "argv", ["twotower", *words, "-c", str(self._config)])
+        self._capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code, " ".join(self._capsys.readouterr().err.split())
+
     def json(self, *words: str) -> Any:
         return json.loads(self.text(*words, "--json"))
 

@@ -13,7 +13,7 @@ from increment_project import append_examples, increment_project, some_examples
 from test_increments import assert_equal, assert_same_rows, learned_arrays, published_rows
 from twotower.config import Project, load_project
 from twotower.failpoints import VARIABLE
-from twotower.increments import run_increment
+from twotower.increment_runs import run_increment
 from warm_process import KILLED, run, run_twotower
 
 pytestmark = pytest.mark.slow

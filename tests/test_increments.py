@@ -10,19 +10,21 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from increment_project import append_examples, increment_project, publish_tiny, some_examples
+from increment_project import (
+    append_examples,
+    increment_project,
+    poisoned,
+    publish_tiny,
+    some_examples,
+)
 from twotower.config import Project, load_project
 from twotower.data.example_log import ExampleLog
+from twotower.data.example_log.manifest import examples_path
 from twotower.data.ids import IdKind
 from twotower.errors import GateRefused, NotReady
-from twotower.increments import (
-    Increments,
-    begin_update,
-    catch_up,
-    increments_folder,
-    publish_learned,
-    run_increment,
-)
+from twotower.increment_runs import catch_up, publish_learned, run_increment
+from twotower.increment_stop import increments_folder, read_stop
+from twotower.increments import Increments, begin_update
 from twotower.publishing.delta import list_deltas, read_deltas
 from twotower.publishing.delta_rows import DeltaRows, merge_rows
 from twotower.publishing.store import ModelStore
@@ -193,9 +195,67 @@ def test_a_loss_of_no_number_publishes_nothing_and_stores_nothing(tmp_path: Path
     text = project.path.read_text().replace("learning_rate = 0.2", "learning_rate = 1e38")
     project.path.write_text(text)
     with pytest.raises(GateRefused, match=r"expected finite .* the last delta stays live"):
-        run_increment(load_project(project.path))
+        run_increment(load_project(project.path), clock=lambda: 9.0)
     assert len(list_deltas(project.data_path, "g-000001")) == 1
     assert not [*increments_folder(project.data_path, "g-000001").glob("*.part")]
+    stopped = read_stop(project.data_path, "g-000001")
+    assert stopped is not None
+    assert (stopped.offset, stopped.at_ms) == (0, 9000)
+    assert "the last delta stays live; lower $.increment.learning_rate" in stopped.reason
+    run_increment(project)
+    assert read_stop(project.data_path, "g-000001") is None, "it goes on"
+
+
+def test_a_following_run_waits_for_the_next_generation_where_a_loss_explodes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It neither ends, to be started again to the same end, nor learns the same once more."""
+    project = increment_project(tmp_path, more="publish_every_s = 0.001", base=poisoned())
+    stop, stopped = threading.Event(), list[bool]()
+
+    def wait(seconds: float) -> bool:
+        live = ModelStore(project.data_path).open().name
+        stopped.append(read_stop(project.data_path, live) is not None)
+        if len(stopped) == 6:
+            publish_tiny(project, seed=1)
+        if list_deltas(project.data_path, "g-000002"):
+            stop.set()
+        assert len(stopped) < 20
+        return stop.is_set()
+
+    with caplog.at_level("INFO"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stop, "wait", wait)
+        (delta,) = run_increment(project, follow=True, stop=stop)
+    assert delta.manifest.base == "g-000002"
+    assert stopped[1:6] == [True] * 5
+    assert list_deltas(project.data_path, "g-000001") == []
+    said = [record.getMessage() for record in caplog.records]
+    refused = [line for line in said if line.startswith("increments_stopped base='g-000001'")]
+    assert len(refused) == 1
+
+
+def test_what_is_waited_for_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    project = increment_project(tmp_path, examples=30)
+    examples, aside = examples_path(project.data_path), tmp_path / "aside"
+    examples.rename(aside)
+    stop, looks = threading.Event(), list[int]()
+
+    def wait(seconds: float) -> bool:
+        looks.append(1)
+        if len(looks) == 3:
+            aside.rename(examples)
+        if len(looks) == 5:
+            examples.rename(aside)
+            publish_tiny(project, seed=1)
+        if len(looks) == 8:
+            stop.set()
+        return stop.is_set()
+
+    with caplog.at_level("INFO"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stop, "wait", wait)
+        run_increment(project, follow=True, stop=stop)
+    said = [record.getMessage() for record in caplog.records]
+    assert len([line for line in said if line.startswith("waiting")]) == 2
 
 
 def test_one_process_learns_over_a_generation(tmp_path: Path) -> None:

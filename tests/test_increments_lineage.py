@@ -17,7 +17,9 @@ from toy import write_project
 from twotower.data.example_log import ExampleLog
 from twotower.data.importing import import_tables
 from twotower.errors import GateRefused, LineageError
-from twotower.increments import begin_update, catch_up, increments_folder, run_increment
+from twotower.increment_runs import catch_up, run_increment
+from twotower.increment_stop import increments_folder
+from twotower.increments import begin_update
 from twotower.index.settings import IndexSettings
 from twotower.model.towers import Features, History
 from twotower.nightly import prune_project, run_night

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,13 +25,19 @@ from twotower.config import Project
 from twotower.data.days import ImportedData
 from twotower.data.example_log import ExampleLog
 from twotower.durable import exclusive
-from twotower.errors import NotReady
+from twotower.errors import GateRefused, NotReady
+from twotower.increment_stop import (
+    INCREMENTS,
+    IncrementStop,
+    clear_stop,
+    increments_folder,
+    note_stop,
+)
 from twotower.progress import SILENT, Progress
 from twotower.publishing.delta import DELTAS, Delta, DeltaSpan, newest_delta
 from twotower.publishing.delta_writing import write_delta
 from twotower.publishing.generation import Generation
-from twotower.publishing.manifest import check_name, is_name
-from twotower.publishing.store import ModelStore
+from twotower.publishing.manifest import is_name
 from twotower.training.increment.durable_update import DurableUpdate
 from twotower.training.increment.journal import Journal
 from twotower.training.increment.settings import IncrementSettings
@@ -43,20 +48,13 @@ if TYPE_CHECKING:
     import polars as pl
 
 __all__ = [
-    "INCREMENTS",
     "Increments",
     "begin_update",
-    "catch_up",
-    "increments_folder",
-    "publish_learned",
     "remove_increments",
-    "run_increment",
 ]
 
-INCREMENTS: Final = "increments"
 _LOGGER: Final = logging.getLogger("twotower")
 _LOCK: Final = ".increment.lock"
-_POLL_S: Final = 1.0
 _LEAST_WHOLE_BYTES: Final = 1 << 24
 Clock = Callable[[], float]
 
@@ -89,11 +87,6 @@ def _item_table(project: Project) -> pl.DataFrame | None:
         return ImportedData.open(project.data_path).items()
     except NotReady:
         return None
-
-
-def increments_folder(data_path: Path, generation: str) -> Path:
-    """Return where the increments over a generation are kept; it need not exist."""
-    return data_path / INCREMENTS / check_name(generation)
 
 
 class Increments:
@@ -151,10 +144,24 @@ class Increments:
         examples = self.log.read(state.offset, settings.commit_every)
         if len(examples.offset) == 0:
             return False
-        learned = state.learn(examples)
-        state.commit()
+        try:
+            learned = state.learn(examples)
+            state.commit()
+        except GateRefused as error:
+            self._note_stop(int(examples.offset[0]), str(error))
+            raise
+        clear_stop(self._project.data_path, self.generation.name)
         progress.advance(learned.examples, loss=learned.loss)
         return True
+
+    def _note_stop(self, offset: int, reason: str) -> None:
+        stop = IncrementStop(
+            generation=self.generation.name,
+            offset=offset,
+            at_ms=int(self._clock() * 1000),
+            reason=reason,
+        )
+        note_stop(self._project.data_path, stop)
 
     def learn_all(self, progress: Progress = SILENT) -> None:
         """Learn up to the end of the log, as it is now. Raises as `learn_next`."""
@@ -225,75 +232,6 @@ def _key(project: Project, generation: Generation, first_offset: int) -> str:
     return run_key(generation.digest, learning, project.training, first_offset)
 
 
-def run_increment(
-    project: Project,
-    *,
-    follow: bool = False,
-    stop: threading.Event | None = None,
-    progress: Progress = SILENT,
-    clock: Clock = time.time,
-) -> list[Delta]:
-    """Learn the log's examples over the live generation and publish what changed.
-
-    Args:
-        project: whose log and whose live generation.
-        follow: go on with what comes, also on the next live generation, and publish every
-            `increment.publish_every_s`, until `stop` is set; else end at the end of the log.
-        stop: set by somebody else, it ends a following run, whose state is stored and published.
-        progress: told of every portion.
-        clock: seconds since 1970.
-
-    Returns:
-        The deltas written; of a following run the last one only.
-
-    Raises:
-        NotReady: nothing is live or joined, or another process learns over the live generation.
-        GateRefused: the loss is not finite, or explodes; the last delta stays live.
-    """
-    stop = stop or threading.Event()
-    if not follow:
-        with Increments.open(project, ModelStore(project.data_path).open(), clock=clock) as running:
-            running.learn_all(progress)
-            delta = running.publish()
-        return [delta] if delta else []
-    last: list[Delta] = []
-    while not stop.is_set():
-        last = _follow_live(project, stop, progress, clock) or last
-    return last
-
-
-def _follow_live(
-    project: Project, stop: threading.Event, progress: Progress, clock: Clock
-) -> list[Delta]:
-    """Learn and publish until the generation is live no more, or `stop` is set; the last delta."""
-    store = ModelStore(project.data_path)
-    last: list[Delta] = []
-    try:
-        generation, activation = store.open_live()
-        with Increments.open(project, generation, clock=clock) as running:
-            progress.begin(f"increments of {generation.name}")
-            while not stop.is_set() and store.live() == activation:
-                last = [*filter(None, [running.tick(progress)])] or last
-                stop.wait(_POLL_S)
-            if stop.is_set():
-                running.learn_all(progress)
-                last = [*filter(None, [running.publish()])] or last
-    except NotReady as error:
-        _LOGGER.info("waiting reason=%r", str(error))
-        stop.wait(_POLL_S)
-    return last
-
-
-def publish_learned(project: Project, *, clock: Clock = time.time) -> Delta | None:
-    """Publish what is learned over the live generation and not published; learn nothing more.
-
-    Raises:
-        NotReady: nothing is live or joined, or another process learns over the live generation.
-    """
-    with Increments.open(project, ModelStore(project.data_path).open(), clock=clock) as running:
-        return running.publish()
-
-
 def remove_increments(data_path: Path, kept: Sequence[str]) -> list[str]:
     """Remove the increments and the deltas over generations that are dropped; return their names.
 
@@ -308,21 +246,3 @@ def remove_increments(data_path: Path, kept: Sequence[str]) -> list[str]:
                 shutil.rmtree(folder)
                 removed.add(folder.name)
     return sorted(removed)
-
-
-def catch_up(project: Project, generation: Generation, *, progress: Progress = SILENT) -> None:
-    """Bring the increments of a generation that is not live yet to the end of the example log.
-
-    Its delta lies beside it before its activation, so that both go live in one swap and freshness
-    falls back by less than one publish interval. Where nothing was joined nothing is done.
-
-    Raises:
-        GateRefused: the loss is not finite, or explodes.
-    """
-    try:
-        ExampleLog.open(project.data_path)
-    except NotReady:
-        return
-    with Increments.open(project, generation) as running:
-        running.learn_all(progress)
-        running.publish()

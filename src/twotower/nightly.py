@@ -16,7 +16,8 @@ from twotower.data.held_out import HoldOutRule
 from twotower.data.ids import Id
 from twotower.data.joined_days import open_days
 from twotower.durable import exclusive
-from twotower.increments import catch_up, remove_increments
+from twotower.increment_runs import catch_up
+from twotower.increments import remove_increments
 from twotower.index import drop_orphans, point_alias
 from twotower.mining import miner_of
 from twotower.progress import SILENT, Progress

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from twotower.cli import output
-from twotower.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption
+from twotower.cli.options import DEFAULT_CONFIG, ConfigOption, DryRunOption, JsonOption
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,7 +54,7 @@ def increment(
     import threading
 
     from twotower.config import load_project
-    from twotower.increments import run_increment
+    from twotower.increment_runs import run_increment
 
     stop = threading.Event()
     if follow:
@@ -65,14 +65,23 @@ def increment(
     _report(written, as_json)
 
 
-def publish_delta(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
+def publish_delta(
+    dry_run: DryRunOption = False,
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: JsonOption = False,
+) -> None:
     """Publish what increments have learned and not published yet; learn nothing more.
 
     Example: twotower publish-delta
     """
     from twotower.config import load_project
-    from twotower.increments import publish_learned
+    from twotower.increment_runs import publish_learned, unpublished
 
+    if dry_run:
+        found = unpublished(load_project(config))
+        words = f"would publish over {found.base}: {found.users:,} users, {found.items:,} items"
+        output.emit_json(found) if as_json else output.console.print(words, markup=False)
+        return
     delta = publish_learned(load_project(config))
     _report([delta] if delta else [], as_json)
 

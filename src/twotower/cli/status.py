@@ -82,6 +82,9 @@ def _lines(state: ProjectState, zone: ZoneInfo) -> Iterator[tuple[str, str]]:
         yield "increments", f"{words}, {increments.lag_examples:,} behind"
     else:
         yield "increments", "nothing published over the live generation"
+    if (stop := state.increments_stopped) is not None:
+        when = _moment(stop.at_ms, zone)
+        yield "increments stopped", f"{when}, at example {stop.offset:,}: {stop.reason}"
     used = ", ".join(f"{name} {count:,}" for name, count in state.disk.used_bytes.items())
     yield "disk", f"{state.disk.free_bytes:,} bytes free; used: {used or 'nothing'}"
     yield "nights", _nights_words(state, zone)

@@ -7,8 +7,6 @@ be read says why and hides no other.
 
 from __future__ import annotations
 
-import os
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,8 +19,10 @@ from twotower.data.example_log.manifest import ExampleManifest, examples_path
 from twotower.data.example_log.manifest import read_manifest as read_examples
 from twotower.durable import is_held
 from twotower.errors import TwoTowerError
+from twotower.increment_stop import IncrementStop, read_stop
 from twotower.publishing.delta import DeltaManifest, newest_delta
 from twotower.publishing.store import ModelStore
+from twotower.runtime.disk import DiskState, disk_state
 from twotower.runtime.files import LOCK, runtime_folder
 from twotower.runtime.nights import NightBook, NightRecord
 from twotower.runtime.serving_state import ServingState, ask_server
@@ -94,14 +94,6 @@ class IncrementState(msgspec.Struct, frozen=True, kw_only=True):
     lag_examples: int
 
 
-class DiskState(msgspec.Struct, frozen=True, kw_only=True):
-    """The disk of the data folder."""
-
-    free_bytes: int
-    used_bytes: dict[str, int]
-    """By folder of the data folder."""
-
-
 class ProjectState(msgspec.Struct, frozen=True, kw_only=True):
     """Everything; a part that is not there is None."""
 
@@ -119,6 +111,8 @@ class ProjectState(msgspec.Struct, frozen=True, kw_only=True):
     event_log: EventLogState | None
     join: JoinState | None
     increments: IncrementState | None
+    increments_stopped: IncrementStop | None
+    """Why nothing more is learned over the live generation; None where it is."""
     up: RuntimeStatus | None
     nights: list[NightRecord]
     """The last ones, oldest first."""
@@ -141,6 +135,7 @@ def observe(project: Project, clock: Callable[[], float] = time.time) -> Project
 
     live = part("live", lambda: _live(data_path))
     newest = part("deltas", lambda: newest_delta(data_path, live.generation) if live else None)
+    stopped = part("increments", lambda: read_stop(data_path, live.generation) if live else None)
     examples = part("join", lambda: read_examples(examples_path(data_path)))
     events = part("event_log", lambda: _event_log(project))
     return ProjectState(
@@ -155,9 +150,10 @@ def observe(project: Project, clock: Callable[[], float] = time.time) -> Project
         event_log=events,
         join=_join(examples, events) if examples else None,
         increments=_increments(newest, examples),
+        increments_stopped=stopped,
         up=part("up", lambda: read_status(data_path)),
         nights=(part("nights", lambda: NightBook(data_path).all()) or [])[-_NIGHTS_SHOWN:],
-        disk=_disk(data_path),
+        disk=disk_state(data_path),
         problems=problems,
     )
 
@@ -228,25 +224,3 @@ def _increments(
         return None
     through = newest.span.through_offset
     return IncrementState(through_offset=through, lag_examples=examples.end - through)
-
-
-def _disk(data_path: Path) -> DiskState:
-    folder = next(path for path in (data_path, *data_path.parents) if path.is_dir())
-    parts = [path for path in sorted(data_path.glob("*")) if path.is_dir()]
-    return DiskState(
-        free_bytes=shutil.disk_usage(folder).free,
-        used_bytes={path.name: _size_bytes(path) for path in parts},
-    )
-
-
-def _size_bytes(folder: Path) -> int:
-    """Return the bytes of all files below; what disappears meanwhile counts as nothing."""
-    paths = (os.path.join(path, name) for path, _, names in os.walk(folder) for name in names)
-    return sum(map(_file_bytes, paths))
-
-
-def _file_bytes(path: str) -> int:
-    try:
-        return os.lstat(path).st_size
-    except FileNotFoundError:
-        return 0
