@@ -182,7 +182,7 @@ def measure(setting: Setting) -> dict[str, Any]:
 
 def median(loads: Sequence[Load], name: str) -> float:
     """The median of one figure."""
-    return statistics.median(getattr(found, name) for found in loads)
+    return float(statistics.median(getattr(found, name) for found in loads))
 
 
 def load(setting: Setting, server: Server, connections: int, seconds: float | None = None) -> Load:
@@ -202,7 +202,8 @@ def load(setting: Setting, server: Server, connections: int, seconds: float | No
 def users() -> list[int]:
     """IDs of known users, in an order that is no order."""
     every = np.array(external_ids("int", "user", NUM_USERS))
-    return np.random.default_rng(0).permutation(every)[:1000].tolist()
+    asked: list[int] = np.random.default_rng(0).permutation(every)[:1000].tolist()
+    return asked
 
 
 def serve_command(setting: Setting, workers: int) -> list[str]:

@@ -88,7 +88,8 @@ def test_answers_are_those_of_retrieve(folder: Path, server: RunningServer, vers
         expected = retriever.retrieve(user, 5, features={"city": city, "age": age}).candidates
         assert found["item_ids"][row].tolist() == [str(c.item_id) for c in expected]
         np.testing.assert_array_equal(
-            found["scores"][row].astype(np.float32), np.float32([c.score for c in expected])
+            found["scores"][row].astype(np.float32),
+            np.array([c.score for c in expected], np.float32),
         )
     assert found["num_items"].tolist() == [5] * 13
 

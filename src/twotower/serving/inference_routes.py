@@ -180,7 +180,7 @@ def _answer(served: Served, request: InferRequest, found: list[Found]) -> dict[s
         ids[row, :kept] = [str(item) for item in served.retriever.decode_items(one.positions)]
         scores[row, :kept] = one.scores
     shape = [len(found), width]
-    outputs = [
+    outputs: list[dict[str, Any]] = [
         {"name": "item_ids", "datatype": "BYTES", "shape": shape, "data": ids.ravel().tolist()},
         {"name": "scores", "datatype": "FP32", "shape": shape, "data": scores.ravel()},
         {
