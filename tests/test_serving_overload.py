@@ -32,7 +32,6 @@ from twotower.publishing.publisher import publish
 from twotower.publishing.store import ModelStore
 from twotower.serving.messages import RetrieveRequest
 from twotower.serving.overload import CHEAPER_SEARCH, SMALLER_K, Overload
-from twotower.serving.problems import RefusedRequest
 from twotower.serving.retriever import Retriever
 from twotower.serving.settings import ServingSettings
 
@@ -42,42 +41,53 @@ LIMIT_S = 0.1
 class Counts:
     def __init__(self) -> None:
         self.shed: Counter[str] = Counter()
+        self.refused: Counter[tuple[str, int]] = Counter()
         self.degraded: Counter[str] = Counter()
 
     def request_shed(self, reason: str) -> None:
         self.shed[reason] += 1
 
+    def request_refused(self, route: str, code: int) -> None:
+        self.refused[route, code] += 1
+
     def overload_degraded(self, step: str) -> None:
         self.degraded[step] += 1
 
 
+WORK_S = 0.001
+
+
 class Loaded:
-    """Requests that have waited as a test says, by a clock that it moves."""
+    """Requests that find as many others as a test says, by a clock that it moves."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **settings: object) -> None:
         self.now_s = 1000.0
         self.counts = Counts()
-        self.refusals: set[object] = set()
         monkeypatch.setattr(time, "perf_counter", lambda: self.now_s)
-        given = {"max_wait_s": LIMIT_S, "max_in_flight": 8, **settings}
+        given = {"max_wait_s": LIMIT_S, "max_in_flight": 10_000, **settings}
         self.overload = Overload(ServingSettings(**given), self.counts)  # type: ignore[arg-type]
+        for _ in range(1000):
+            self.overload.worked(WORK_S)
 
-    def ask(self, waited_s: float, num_ahead: int = 5) -> bool:
-        """Whether a request that waited so long is let in."""
-        state = {"read_s": self.now_s - waited_s, "num_ahead": num_ahead}
-        try:
-            self.overload.admit(state)
-        except RefusedRequest as refused:
-            self.refusals.add((refused.status, refused.headers))
-            return False
-        return True
+    def ask(self, wait_s: float, path: bytes = b"/v1/retrieve", method: str = "POST") -> bool:
+        """Whether a request that has so long to wait is let in."""
+        headers = [(b"x-request-id", b"mine")]
+        answer = self.overload.refusal(method, path, headers, round(wait_s / WORK_S))
+        if answer is None:
+            return True
+        head, _, body = answer.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 503 ")
+        assert b"retry-after: 1" in head
+        assert b"content-length: %d" % len(body) in head
+        assert json.loads(body)["request_id"] == "mine"
+        return False
 
-    def ask_for(self, seconds: float, waited_s: float) -> list[bool]:
+    def ask_for(self, seconds: float, wait_s: float) -> list[bool]:
         """Requests every 10 ms."""
         admitted = []
         for _ in range(round(seconds / 0.01)):
             self.now_s += 0.01
-            admitted.append(self.ask(waited_s))
+            admitted.append(self.ask(wait_s))
         return admitted
 
 
@@ -87,22 +97,22 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> Loaded:
 
 
 def test_steps_are_taken_one_after_the_other_and_only_the_last_refuses(loaded: Loaded) -> None:
-    assert all(loaded.ask_for(1.0, 0.2 * LIMIT_S))
+    assert all(loaded.ask_for(2.0, 0.2 * LIMIT_S))
     assert loaded.overload.step == 0
     for share, step in ((0.3, 1), (0.6, 2), (0.99, 2)):
-        assert all(loaded.ask_for(1.0, share * LIMIT_S))
+        assert all(loaded.ask_for(2.0, share * LIMIT_S))
         assert loaded.overload.step == step
-    admitted = loaded.ask_for(1.0, 1.5 * LIMIT_S)
+    admitted = loaded.ask_for(2.0, 1.5 * LIMIT_S)
     assert loaded.overload.step == 3
-    assert not any(admitted[-50:])
+    assert not any(admitted[-100:])
     assert loaded.counts.shed == {"queue_full": admitted.count(False)}
-    assert loaded.ask(0.9 * LIMIT_S)  # who has not waited too long is answered all the same
+    assert loaded.counts.refused == {("/v1/retrieve", 503): admitted.count(False)}
+    assert loaded.ask(0.9 * LIMIT_S)  # who has not too long to wait is answered all the same
 
 
-def test_one_stall_refuses_nobody(loaded: Loaded) -> None:
+def test_one_burst_is_refused_by_its_length_alone(loaded: Loaded) -> None:
     loaded.ask_for(1.0, 0.0)
-    loaded.now_s += 5.0
-    assert all(loaded.ask(5.0 - 0.001 * number) for number in range(300))
+    assert all(loaded.ask(0.02 * number * LIMIT_S) for number in range(500))
     assert loaded.overload.step == 1
 
 
@@ -112,7 +122,7 @@ def test_a_step_is_taken_back_only_after_a_calm_second(loaded: Loaded) -> None:
     loaded.ask_for(3.0, 0.6 * LIMIT_S)  # below the bar of the step, above half of it
     assert loaded.overload.step == 3
     steps = []
-    for _ in range(6):
+    for _ in range(9):
         loaded.ask_for(0.9, 0.0)
         steps.append(loaded.overload.step)
     assert steps == sorted(steps, reverse=True)
@@ -127,17 +137,32 @@ def test_a_pause_is_calm(loaded: Loaded) -> None:
     assert loaded.overload.step == 0
 
 
-def test_who_waited_alone_was_not_kept_by_others(loaded: Loaded) -> None:
-    for _ in range(300):
-        loaded.now_s += 0.01
-        assert loaded.ask(2 * LIMIT_S, num_ahead=1)
-    assert loaded.overload.step == 0
+def test_who_waits_for_something_else_is_not_in_the_way(loaded: Loaded) -> None:
+    with contextlib.ExitStack() as waiting:
+        for _ in range(500):  # bodies that do not come, events on their way to the collector
+            waiting.enter_context(loaded.overload.elsewhere())
+        loaded.ask_for(3.0, 500 * WORK_S)
+        assert loaded.overload.step == 0
+    loaded.ask_for(3.0, 500 * WORK_S)
+    assert loaded.overload.step == 3
 
 
-def test_what_is_unanswered_is_bounded_at_once(loaded: Loaded) -> None:
-    assert [loaded.ask(0.0, ahead) for ahead in (0, 7, 8, 500)] == [True, True, False, False]
+def test_operators_are_never_refused(loaded: Loaded) -> None:
+    loaded.ask_for(3.0, 2 * LIMIT_S)
+    for method, path in (
+        *(("GET", b"/healthz"), ("GET", b"/readyz"), ("GET", b"/metrics")),
+        *(("GET", b"/v1/generations"), ("POST", b"/v1/events"), ("GET", b"/nowhere")),
+    ):
+        assert loaded.ask(2 * LIMIT_S, path, method), path
+    for path in (b"/v1/retrieve?x=1", b"/v1/retrieve:batch"):
+        assert not loaded.ask(2 * LIMIT_S, path), path
+
+
+def test_what_is_unanswered_is_bounded_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = Loaded(monkeypatch, max_in_flight=8)
+    admitted = [loaded.ask(WORK_S * number) for number in (0, 7, 8, 500)]
+    assert admitted == [True, True, False, False]
     assert loaded.counts.shed == {"queue_full": 2}
-    assert loaded.refusals == {(503, ((b"retry-after", b"1"),))}
 
 
 # -- what a step makes cheaper
@@ -194,6 +219,7 @@ def test_nothing_is_made_cheaper_where_the_settings_forbid_it(
     loaded = Loaded(monkeypatch, overload_degrades=False)
     request = RetrieveRequest(user_id=USERS[0], k=900)
     loaded.ask_for(2.0, 2 * LIMIT_S)
+    assert loaded.overload.step == 3
     assert loaded.overload.lighten(retriever, request) == (retriever, request, [])
     assert not loaded.ask(2 * LIMIT_S)
 

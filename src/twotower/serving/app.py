@@ -22,6 +22,7 @@ from twotower.serving.exchange import (
     RequestIds,
     Scope,
     Send,
+    Unbounded,
     answer_call,
     send_reply,
 )
@@ -156,7 +157,7 @@ class FrontDoor:
         self._metrics = metrics
         self._guard = guard
         self._overload = overload
-        self._unshed = _Unshed(metrics)
+        self._unshed = Unbounded(metrics.request_shed)
         self._ids = RequestIds()
         self._table = RouteTable()
 
@@ -188,8 +189,11 @@ class FrontDoor:
         mounted = self._handlers.get(match.route.name) if match.route else None
         if mounted is not None:
             is_sheddable = match.route is not None and match.route.scope == "retrieve"
-            admission = self._overload if is_sheddable else self._unshed
-            reply = await answer_call(*mounted, admission, scope, match.values, receive)
+            if is_sheddable:
+                reply = await answer_call(*mounted, self._overload, scope, match.values, receive)
+            else:
+                with self._overload.elsewhere():
+                    reply = await answer_call(*mounted, self._unshed, scope, match.values, receive)
             await send_reply(send, reply)
         elif match.route is None and match.allowed:
             headers = ((b"allow", match.allowed.encode()),)
@@ -203,20 +207,6 @@ class FrontDoor:
         if trace is not None and _TRACE.fullmatch(trace):
             headers = (*headers, (b"traceparent", trace))
         return (*headers, (b"connection", b"close")) if self.is_draining else headers
-
-
-class _Unshed:
-    """Admits what operators ask for, also under overload."""
-
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
-
-    def admit(self, state: Mapping[str, Any]) -> None:
-        """Let everybody in."""
-
-    def request_shed(self, reason: str) -> None:
-        """Count a request whose deadline had passed."""
-        self._metrics.request_shed(reason)
 
 
 def _given(scope: Scope) -> tuple[bytes | None, bytes | None]:

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
@@ -27,6 +26,7 @@ from twotower.serving.exchange import (
     RequestIds,
     Scope,
     Send,
+    Unbounded,
     answer_call,
     header,
     problem_reply,
@@ -59,6 +59,8 @@ class Collector:
         self._ids = RequestIds()
         self._writers = ThreadPoolExecutor(settings.writers, thread_name_prefix="writer")
         self._metrics = CollectorMetrics()
+        self._admission = Unbounded(self._metrics.request_shed)
+        """Bodies that wait for the disk are bounded by their bytes."""
         self._problem = ""
         self._problem_until_s = 0.0
 
@@ -89,7 +91,9 @@ class Collector:
         if path == "/v1/events":
             _expect(method, "POST")
             self._guard.check(scope["headers"], "events")
-            return await answer_call(self._collect, self._limits, self, scope, {}, receive)
+            return await answer_call(
+                self._collect, self._limits, self._admission, scope, {}, receive
+            )
         if path in ("/healthz", "/readyz"):
             _expect(method, "GET")
             return self._health() if path == "/readyz" else Reply(200, b'{"status":"alive"}')
@@ -98,13 +102,6 @@ class Collector:
             self._guard.check(scope["headers"], "metrics")
             return Reply(200, self._metrics.render(), CONTENT_TYPE_LATEST.encode())
         raise RefusedRequest(404, f"expected one of {', '.join(_PATHS)}")
-
-    def admit(self, state: Mapping[str, Any]) -> None:
-        """Let everybody in: bodies that wait for the disk are bounded by their bytes."""
-
-    def request_shed(self, reason: str) -> None:
-        """Count a request that was refused without doing its work."""
-        self._metrics.request_shed(reason)
 
     def _health(self) -> Reply:
         problem = self._problem if time.monotonic() < self._problem_until_s else ""
@@ -117,7 +114,7 @@ class Collector:
     async def _collect(self, call: Call) -> Reply:
         body, waiting_bytes = call.body, self._metrics.waiting_bytes
         if waiting_bytes and waiting_bytes + len(body) > self._settings.waiting_limit_bytes:
-            self.request_shed("queue_full")
+            self._metrics.request_shed("queue_full")
             detail = f"{waiting_bytes} bytes of events wait for the disk; send again later"
             raise RefusedRequest(429, detail, headers=_AGAIN)
         self._metrics.waiting_bytes += len(body)

@@ -7,10 +7,12 @@ something that can be awaited for one. What it refuses with `RefusedRequest` bec
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from contextlib import AbstractContextManager
 from itertools import count
 from typing import Any, Final, NamedTuple, Protocol
 from urllib.parse import parse_qsl
@@ -30,6 +32,7 @@ __all__ = [
     "RequestIds",
     "Scope",
     "Send",
+    "Unbounded",
     "answer_call",
     "check_head",
     "header",
@@ -99,17 +102,30 @@ Handler = Callable[[Call], Reply | Awaitable[Reply]]
 
 
 class Admission(Protocol):
-    """Who lets requests begin their work, and is told of those whose work was not done."""
+    """Who is told how long requests take the event loop, and which of them were given up."""
 
-    def admit(self, state: Mapping[str, Any]) -> None:
-        """Let one begin, by what `scope["state"]` says of it.
+    def elsewhere(self) -> AbstractContextManager[None]:
+        """Return what to enter while a request waits for something other than the event loop."""
 
-        Raises:
-            RefusedRequest: more is asked than can be done.
-        """
+    def worked(self, seconds: float) -> None:
+        """Take note of the time that a request took the event loop."""
 
     def request_shed(self, reason: str) -> None:
-        """Count one."""
+        """Count a request whose work was not done."""
+
+
+class Unbounded:
+    """Takes no note of how long requests take: what operators ask for, and events."""
+
+    def __init__(self, request_shed: Callable[[str], None] = lambda reason: None) -> None:
+        self.request_shed = request_shed
+
+    def elsewhere(self) -> AbstractContextManager[None]:
+        """See `Admission.elsewhere`."""
+        return contextlib.nullcontext()
+
+    def worked(self, seconds: float) -> None:
+        """See `Admission.worked`."""
 
 
 class RequestIds:
@@ -154,17 +170,25 @@ async def answer_call(
 ) -> Reply:
     """Return the handler's reply; whatever is wrong with the request becomes a problem."""
     state = scope["state"]
-    arrived_s = state.get("read_s") or time.perf_counter()
+    began_s = time.perf_counter()
     request_id: str = state["request_id"]
     try:
-        deadline_s = arrived_s + check_head(scope, limits)
-        body = await read_body(receive, limits)
+        deadline_s = state.get("read_s", began_s) + check_head(scope, limits)
+        if state.get("is_whole", True):
+            body = await read_body(receive, limits)
+        else:
+            with admission.elsewhere():
+                body = await read_body(receive, limits)
+            began_s = time.perf_counter()
         if time.perf_counter() >= deadline_s:
             admission.request_shed("deadline")
             raise RefusedRequest(504, "the time that the client gave passed before the work began")
-        admission.admit(state)
         reply = handler(Call(body, request_id, values, deadline_s, scope))
-        return reply if isinstance(reply, Reply) else await reply
+        if isinstance(reply, Reply):
+            admission.worked(time.perf_counter() - began_s)
+            return reply
+        with admission.elsewhere():
+            return await reply
     except RefusedRequest as refused:
         return problem_reply(refused, request_id)
 

@@ -56,6 +56,10 @@ class Metrics:
         self._add(REQUESTS, route, str(code))
         self._observe(REQUEST_SECONDS, seconds, route)
 
+    def request_refused(self, route: str, code: int) -> None:
+        """Count an answer that was sent the moment a request's head was read."""
+        self._add(REQUESTS, route, str(code))
+
     def request_shed(self, reason: str) -> None:
         """Count a request that was refused without doing its work."""
         self._add(SHED, reason)

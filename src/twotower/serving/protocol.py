@@ -11,14 +11,15 @@ import asyncio
 import resource
 import secrets
 import time
+from collections.abc import Iterable
 from http import HTTPStatus
-from typing import ClassVar, Final, NamedTuple
+from typing import ClassVar, Final, NamedTuple, Protocol
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from twotower.serving.problems import problem_body
+from twotower.serving.problems import Header, problem_body
 
-__all__ = ["ConnectionLimits", "GuardedProtocol", "protocol_with"]
+__all__ = ["ConnectionLimits", "Gate", "GuardedProtocol", "protocol_with"]
 
 _SPARE_FILES: Final = 256
 """Descriptors that the process keeps for its own files."""
@@ -35,24 +36,34 @@ class ConnectionLimits(NamedTuple):
     """Of one process, also idle ones."""
 
 
-def protocol_with(limits: ConnectionLimits) -> type[GuardedProtocol]:
+class Gate(Protocol):
+    """Who may answer a request past the application, the moment its head is read."""
+
+    def refusal(
+        self, method: str, path: bytes, headers: Iterable[Header], num_unanswered: int
+    ) -> bytes | None:
+        """Return the whole answer; None where the application is to answer."""
+
+
+def protocol_with(limits: ConnectionLimits, gate: Gate | None = None) -> type[GuardedProtocol]:
     """Return the protocol with these limits; no more connections than the process may open."""
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     bounded = limits._replace(connections=max(1, min(limits.connections, files - _SPARE_FILES)))
-    return type("LimitedProtocol", (GuardedProtocol,), {"limits": bounded})
+    return type("LimitedProtocol", (GuardedProtocol,), {"limits": bounded, "gate": gate})
 
 
 class GuardedProtocol(HttpToolsProtocol):
     """One connection."""
 
     limits: ClassVar[ConnectionLimits]
+    gate: ClassVar[Gate | None]
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin to wait for the first request, or refuse the connection."""
         super().connection_made(transport)  # type: ignore[arg-type]
         self._read_s = time.perf_counter()
         self._head_bytes = 0
-        self._is_in_message = self._has_head = False
+        self._is_in_message = self._has_head = self._is_refused = False
         self._patience: asyncio.TimerHandle | None = None
         if len(self.connections) > self.limits.connections:
             self._refuse(503, "as many connections as may be are open; come again later")
@@ -78,7 +89,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A request begins."""
         super().on_message_begin()
-        self._is_in_message, self._has_head = True, False
+        self._is_in_message, self._has_head, self._is_refused = True, False, False
 
     def on_headers_complete(self) -> None:
         """Answer the request, unless its head is too long."""
@@ -87,19 +98,37 @@ class GuardedProtocol(HttpToolsProtocol):
         if self.transport.is_closing() or not self._check_head(len(self.url) + sum(lengths)):
             return
         state = self.scope["state"]
-        state["read_s"], state["num_ahead"] = self._read_s, len(self.tasks)
-        super().on_headers_complete()
+        state["read_s"], state["is_whole"] = self._read_s, False
+        if not self._is_refused_at_once():
+            super().on_headers_complete()
+
+    def _is_refused_at_once(self) -> bool:
+        """Answer past the application if the gate says so; what is pipelined waits its turn."""
+        if self.gate is None or self._is_answering():
+            return False
+        method = self.parser.get_method().decode("ascii")
+        answer = self.gate.refusal(method, self.url, self.headers, len(self.tasks))
+        if answer is None:
+            return False
+        self._is_refused = True
+        self.transport.write(answer)
+        if self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive():
+            self.on_response_complete()
+        else:
+            self.transport.close()
+        return True
 
     def on_body(self, body: bytes) -> None:
         """Pass a part of the body on."""
-        if not self.transport.is_closing():
+        if not self._is_refused and not self.transport.is_closing():
             super().on_body(body)
 
     def on_message_complete(self) -> None:
         """The request has arrived whole."""
         self._is_in_message, self._head_bytes = False, 0
-        if not self.transport.is_closing():
-            self.scope["state"]["read_s"] = self._read_s
+        if not self._is_refused and not self.transport.is_closing():
+            state = self.scope["state"]
+            state["read_s"], state["is_whole"] = self._read_s, True
             super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:

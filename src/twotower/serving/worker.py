@@ -89,7 +89,8 @@ class Worker:
                         settings.header_limit_bytes,
                         settings.header_timeout_s,
                         settings.max_connections,
-                    )
+                    ),
+                    overload,
                 ),
                 loop="uvloop",
                 ws="none",
