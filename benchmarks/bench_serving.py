@@ -7,8 +7,8 @@
 publishing measured to reach an ANN recall of 0.95; each user has eight seen items, which are left
 out. A real `twotower serve` with one worker, an API key and its metrics on one core; wrk on
 another; beside it `serving_peer.py`, the same retriever behind FastAPI, pydantic and
-prometheus_client on the same core, in turns. The bare calls run in this process on the server's
-core, in turns too.
+prometheus_client on the same core, in turns. Overload neither refuses nor makes answers cheaper, so
+that both do the same work. The bare calls run in this process on the server's core, in turns too.
 
 - `cpu_vs_tower_plus_search`: CPU of a request in the server over that of the bare tower call and
   the bare search with the same exclusions.
@@ -67,6 +67,8 @@ item_id = "item"
 time = { column = "time", unit = "s" }
 [serving]
 drain_delay_s = 0
+overload_degrades = false
+max_wait_s = 60
 """
 
 

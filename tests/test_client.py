@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
@@ -46,6 +47,7 @@ from twotower.client.call import Call
 from twotower.data.events import Event
 from twotower.publishing.store import ModelStore
 from twotower.serving.admin_messages import ActivateRequest, NewItem, PinRequest, RollBackRequest
+from twotower.serving.key_changes import create_key
 from twotower.serving.messages import Condition, ExplainRequest, RetrieveRequest, SimilarRequest
 from twotower.serving.routes import ROUTES
 
@@ -245,6 +247,16 @@ def test_events_are_stored_once(collector: RunningServer, ask: Ask) -> None:
     assert ask(collector.url, "events", sent).duplicates == [0, 1]
     (row,) = ask(collector.url, "events", [msgspec.structs.replace(shown, item_id=9)]).rejected
     assert row.code == "conflict"
+
+
+def test_a_key_opens_what_its_scopes_say(tmp_path: Path) -> None:
+    key = {"api_key": create_key(tmp_path / "twotower-data", "shop", ["events"]).secret}
+    with running_server(write_project(tmp_path), wait=False) as guarded:
+        assert ask_blocking(guarded.url, "health").status == "alive"
+        with pytest.raises(NotAuthenticated):
+            ask_blocking(guarded.url, "retrieve", 1)
+        with pytest.raises(NotPermitted, match="retrieve"):
+            ask_blocking(guarded.url, "retrieve", 1, options=key)
 
 
 # -- a server that does what it is told
