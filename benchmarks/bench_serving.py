@@ -16,6 +16,7 @@ that both do the same work. The bare calls run in this process on the server's c
 - `vs_idiomatic_fastapi`: requests/s over the peer's, 16 connections each.
 - `requests_per_s` with 16 connections; `p50_ms` and `p99_ms` with one.
 - `two_workers_over_one`: requests/s; needs two cores for the workers and two for the load.
+- `ready_s`: from the start of the process until `/readyz` is green: checksums, load, warm-up.
 - `second_worker_memory_share`: what a second worker adds, over the server with one (proportional
   set size of all processes).
 
@@ -104,9 +105,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--quick", action="store_true", help="Shows that it runs; means nothing.")
+    parser.add_argument("--items", type=int, help="Instead of 200,000.")
     arguments = parser.parse_args()
+    scale = QUICK if arguments.quick else FULL
+    if arguments.items:
+        scale = scale._replace(items=arguments.items)
     with tempfile.TemporaryDirectory() as name:
-        setting = make_project(Path(name), QUICK if arguments.quick else FULL)
+        setting = make_project(Path(name), scale)
         report = measure(setting)
     show(report)
     if arguments.json:
@@ -155,7 +160,7 @@ def measure(setting: Setting) -> dict[str, Any]:
             peers.append(load(setting, peer, CONNECTIONS))
             search_us.append(bare.search_us())
             single.append(load(setting, server, 1))
-        one_worker_bytes = memory_bytes(server)
+        one_worker_bytes, ready_s = memory_bytes(server), server.ready_s
     tower, search = statistics.median(tower_us), statistics.median(search_us)
     cpu = median(ours, "cpu_us")
     return {
@@ -167,6 +172,7 @@ def measure(setting: Setting) -> dict[str, Any]:
         "p50_ms": median(single, "p50_ms"),
         "p99_ms": median(single, "p99_ms"),
         "ann_recall": bare.ann_recall,
+        "ready_s": ready_s,
         "cpu_us": cpu,
         "tower_us": tower,
         "search_us": search,

@@ -60,11 +60,14 @@ class Server(NamedTuple):
     """Of the processes that answer."""
     parent: int
     """What was started; the peer answers itself."""
+    ready_s: float
+    """From its start until it was ready."""
 
 
 @contextlib.contextmanager
 def running(command: Sequence[str], cores: Sequence[int]) -> Iterator[Server]:
     """A server on these cores that prints a JSON object with its `url`; killed at the end."""
+    began = time.perf_counter()
     pinned = ["taskset", "--cpu-list", ",".join(map(str, cores)), *command]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     process = subprocess.Popen(pinned, stdout=subprocess.PIPE, text=True, env=environment)
@@ -77,7 +80,8 @@ def running(command: Sequence[str], cores: Sequence[int]) -> Iterator[Server]:
         text += line
     try:
         url = json.loads(text)["url"]
-        yield Server(url, _ready(url) or (process.pid,), process.pid)
+        pids = _ready(url) or (process.pid,)
+        yield Server(url, pids, process.pid, time.perf_counter() - began)
     finally:
         process.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
