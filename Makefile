@@ -19,7 +19,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help preflight install install-all demo test test-effects test-faults tune check bench-env clean
+.PHONY: help preflight install install-all demo test test-effects test-faults test-api tune check bench-env clean
 
 help: ## show this list
 	@echo "make TARGET [PYTHON=python3.12] [PIP_ARGS='--no-index --find-links DIR']"
@@ -79,6 +79,9 @@ test-effects: $(DEV_INSTALLED) ## break the code on purpose, formula by formula:
 test-faults: $(DEV_INSTALLED) ## the long checks: slow tests, then test-effects; at most 15 minutes on 2 cores
 	$(PYTEST) -m slow $(PYTEST_ARGS)
 	@$(MAKE) --no-print-directory test-effects
+
+test-api: $(DEV_INSTALLED) ## every night: 50,000 requests made from the OpenAPI document; takes about an hour
+	TWOTOWER_API_EXAMPLES=1700 $(BIN)/python -m pytest tests/test_serving_schemathesis.py $(PYTEST_ARGS)
 
 check: $(DEV_INSTALLED) ## ruff, its formatting, and mypy in strict mode
 	$(BIN)/ruff check .

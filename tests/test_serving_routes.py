@@ -16,6 +16,7 @@ PLACES = RouteTable(
         Route("list", "GET", "/v1/things", "admin", ""),
         Route("show", "GET", "/v1/things/{thing}", "admin", ""),
         Route("drop", "DELETE", "/v1/things/{thing}", "admin", ""),
+        Route("name", "PUT", "/v1/names/{name}", "admin", ""),
         Route("use", "POST", "/v1/things/{thing}:use", "admin", ""),
     )
 )
@@ -49,8 +50,7 @@ def test_the_framework_answers_no_path_that_the_table_lacks() -> None:
         ("GET", "/v1/things/a", "show", {"thing": "a"}),
         ("DELETE", "/v1/things/a%2Fb%20%C3%A9", "drop", {"thing": "a/b é"}),
         ("POST", "/v1/things/a:use", "use", {"thing": "a"}),
-        ("POST", "/v1/things/a:b:use", "use", {"thing": "a:b"}),
-        ("GET", "/v1/things/a:b", "show", {"thing": "a:b"}),
+        ("PUT", "/v1/names/a:b", "name", {"name": "a:b"}),
         ("GET", "/v1/things/%2e%2e", "show", {"thing": ".."}),
     ],
 )
@@ -67,6 +67,9 @@ def test_places_are_decoded_once_they_are_found(
     [
         ("POST", "/v1/things", "/v1/things", "GET"),
         ("PUT", "/v1/things/a", "/v1/things/{thing}", "DELETE, GET"),
+        ("PUT", "/v1/things/a:use", "/v1/things/{thing}:use", "POST"),
+        ("GET", "/v1/things/a:use", "/v1/things/{thing}:use", "POST"),
+        ("GET", "/v1/things/a:b", "other", ""),
         ("GET", "/v1/things/a/b", "other", ""),
         ("GET", "/v1/things/", "other", ""),
         ("GET", "/v1/thing", "other", ""),

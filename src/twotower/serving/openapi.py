@@ -8,6 +8,8 @@ from typing import Any, Final
 
 import msgspec
 
+from twotower.serving.admin_messages import MAX_REASON
+from twotower.serving.inference_messages import MODEL
 from twotower.serving.problems import Problem
 from twotower.serving.routes import ROUTES, Route
 from twotower.serving.status import Readiness, Startup
@@ -31,6 +33,14 @@ _PROBLEMS: Final = {
     504: "The deadline had passed; nothing was done.",
 }
 _LINES: Final = {"type": "string", "description": "One JSON object a line."}
+_NAME: Final = {"type": "string", "pattern": "^g-[0-9]{6,12}$"}
+_PLACES: Final[dict[str, dict[str, Any]]] = {
+    "generation": _NAME,
+    "version": _NAME,
+    "model": {"type": "string", "enum": [MODEL]},
+    "item_id": {"type": "string", "minLength": 1, "maxLength": 512},
+}
+_QUERIES: Final = {"reason": {"type": "string", "maxLength": MAX_REASON}}
 _OF_ALL: Final = (400, 405, 500, 504)
 _OF_KEYS: Final = (401, 403, 429)
 _OF_BODIES: Final = (408, 413, 415, 422)
@@ -115,11 +125,10 @@ def _codes(route: Route) -> Iterable[int]:
 
 
 def _parameters(route: Route) -> Iterator[dict[str, Any]]:
-    text = {"type": "string"}
     for name in re.findall(r"\{(\w+)\}", route.path):
-        yield _parameter("path", name, text, "", required=True)
+        yield _parameter("path", name, _PLACES[name], "", required=True)
     for name, description in route.query:
-        yield _parameter("query", name, text, description)
+        yield _parameter("query", name, _QUERIES[name], description)
     for name, schema, description in _REQUEST_HEADERS:
         yield _parameter("header", name, schema, description)
 

@@ -44,7 +44,7 @@ class RouteTable:
             by_path.setdefault(route.path, {})[route.method] = Match(route, {}, route.path, "")
         self._exact = {path: entry for path, entry in by_path.items() if "{" not in path}
         self._patterns = [
-            _Pattern(path, _pattern(path), by_path[path])
+            _Pattern(path, _pattern(path, by_path), by_path[path])
             for path in sorted(by_path, key=lambda path: ("{" in path, -path.count(":"), path))
             if "{" in path
         ]
@@ -63,28 +63,31 @@ class RouteTable:
         entry = self._exact.get(path)
         if entry is not None:
             return entry.get(method) or _not_allowed(entry, path)
-        text, refused = raw_path.decode("latin-1"), _UNKNOWN
+        text, refused = raw_path.decode("latin-1"), None
         for pattern in self._patterns:
             if found := pattern.whole.fullmatch(text):
                 match = pattern.by_method.get(method)
                 if match is not None:
                     return match._replace(values=_decoded(found.groupdict()))
-                refused = _not_allowed(pattern.by_method, pattern.path)
-        return refused
+                refused = refused or _not_allowed(pattern.by_method, pattern.path)
+        return refused or _UNKNOWN
 
 
 def _not_allowed(entry: Mapping[str, Match], path: str) -> Match:
     return Match(None, {}, path, ", ".join(sorted(entry)))
 
 
-def _pattern(path: str) -> re.Pattern[str]:
-    parts = re.split(r"\{(\w+)\}", path)
-    return re.compile(
-        "".join(
-            f"(?P<{part}>[^/]+)" if number % 2 else re.escape(part)
-            for number, part in enumerate(parts)
-        )
-    )
+def _pattern(path: str, paths: Iterable[str]) -> re.Pattern[str]:
+    """Return what matches a path; a place that verbs may follow after a colon holds none."""
+    parts, written, pattern = re.split(r"\{(\w+)\}", path), "", ""
+    for number, part in enumerate(parts):
+        if number % 2 == 0:
+            written, pattern = written + part, pattern + re.escape(part)
+            continue
+        written += f"{{{part}}}"
+        has_verbs = any(other.startswith(f"{written}:") for other in paths)
+        pattern += f"(?P<{part}>[^/:]+)" if has_verbs else f"(?P<{part}>[^/]+)"
+    return re.compile(pattern)
 
 
 def _decoded(values: Mapping[str, str]) -> dict[str, str]:
