@@ -22,7 +22,6 @@ from serving_project import (
     USERS,
     RunningServer,
     ask,
-    eventually,
     running_server,
     write_project,
 )
@@ -134,26 +133,6 @@ def test_every_answer_has_its_headers(connection: http.client.HTTPConnection) ->
     replies.append(ask(connection, "GET", "/nowhere"))
     assert len({reply.headers["x-request-id"] for reply in replies}) == 5
     assert "no good" not in replies[3].headers.values()
-
-
-def test_the_same_request_gives_the_same_bytes_on_every_worker(
-    config: Path, server: RunningServer
-) -> None:
-    body = {"user_id": BUSY_USER, "k": 30, "features": {"city": "Pune"}, "display": True}
-    bodies: set[bytes] = set()
-    workers: set[str] = set()
-
-    def both_answered(running: RunningServer, number: int) -> bool:
-        with contextlib.closing(running.connect()) as opened:
-            reply = ask(opened, "GET", "/healthz")
-            workers.add(reply.headers["x-request-id"].split("-")[0])  # one prefix a worker
-            bodies.add(ask(opened, "POST", "/v1/retrieve", body, {"X-Request-Id": "same"}).body)
-        return len(workers) >= number
-
-    eventually(lambda: both_answered(server, 2))
-    with running_server(config) as restarted:
-        assert both_answered(restarted, 3)
-    assert len(bodies) == 1
 
 
 # -- what is refused
