@@ -370,6 +370,27 @@ def test_commands_for_containers_name_what_exists() -> None:
     assert selectors == [{label: "true"}] * len(DEPLOYMENTS)
 
 
+RUNBOOK = re.findall(r"`twotower ([^`]+)`", (ROOT / "docs" / "runbook.md").read_text())
+
+
+@pytest.mark.parametrize("command", sorted({" ".join(words.split()) for words in RUNBOOK}))
+def test_the_command_line_takes_what_the_runbook_says(command: str) -> None:
+    given = {"NAME": "g-000007", "D": "2022-05-02", "BAD_DAY": "2022-05-01", "TEXT": "known"}
+    check_command([given.get(word, word) for word in shlex.split(command)])
+
+
+def test_the_settings_that_runbook_and_alerts_name_exist() -> None:
+    text = (ROOT / "docs" / "runbook.md").read_text()
+    text += (DEPLOY / "prometheus" / "alerts.yml").read_text()
+    named = {words for words in re.findall(r"`(\w+(?:\.\w+)+)(?: = [^`]*)?`", text)
+             if hasattr(project(), words.split(".")[0])}  # fmt: skip
+    assert len(named) >= 5
+    for name in named:
+        value: Any = project()
+        for part in name.split("."):
+            value = getattr(value, part)
+
+
 def test_nothing_but_sources_is_sent_to_the_image_builder() -> None:
     lines = (ROOT / ".dockerignore").read_text().split()
     assert lines[0] == "*"
