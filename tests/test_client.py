@@ -76,9 +76,11 @@ def ask(request: pytest.FixtureRequest) -> Ask:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """A server with two generations; the first is live, before and after each test."""
     folder = tmp_path_factory.mktemp("client")
     store = ModelStore(folder / "twotower-data")
-    store.activate(publish_marked(store, 1), force=True)
+    names = [publish_marked(store, number) for number in (1, 2)]
+    store.activate(names[0], force=True)
     with running_server(write_project(folder)) as running:
         yield running
 
@@ -146,30 +148,30 @@ def test_items_like_others_and_why_a_user_gets_one(server: RunningServer, ask: A
         ask(server.url, "similar", [123_456_789_012])
 
 
-def test_generations_are_listed_pinned_and_made_live(admin: RunningServer, ask: Ask) -> None:
-    listed = ask(admin.url, "list_generations")
+def test_generations_are_listed_pinned_and_made_live(server: RunningServer, ask: Ask) -> None:
+    listed = ask(server.url, "list_generations")
     assert [known.name for known in listed.generations] == ["g-000001", "g-000002"]
     sequence = listed.live.sequence
-    assert ask(admin.url, "show_generation", "g-000002").manifest.name == "g-000002"
-    made = ask(admin.url, "activate", "g-000002", force=True, reason="a test")
+    assert ask(server.url, "show_generation", "g-000002").manifest.name == "g-000002"
+    made = ask(server.url, "activate", "g-000002", force=True, reason="a test")
     assert (made.sequence, made.reason) == (sequence + 1, "a test")
     with pytest.raises(Conflict):
-        ask(admin.url, "activate", "g-000001", force=True, only_after=sequence)
-    assert ask(admin.url, "pin", "g-000001", reason="why").pinned == {"g-000001": "why"}
-    assert ask(admin.url, "unpin", "g-000001").pinned == {}
-    assert ask(admin.url, "roll_back", "g-000002").generation == "g-000001"
+        ask(server.url, "activate", "g-000001", force=True, only_after=sequence)
+    assert ask(server.url, "pin", "g-000001", reason="why").pinned == {"g-000001": "why"}
+    assert ask(server.url, "unpin", "g-000001").pinned == {}
+    assert ask(server.url, "roll_back", "g-000002").generation == "g-000001"
     with pytest.raises(NotFound):
-        ask(admin.url, "show_generation", "g-999999")
+        ask(server.url, "show_generation", "g-999999")
 
 
-def test_items_are_added_withdrawn_and_restored(admin: RunningServer, ask: Ask) -> None:
-    added = ask(admin.url, "add_items", [NewItem(item_id=77, features={"genre": "genre 1"})])
+def test_items_are_added_withdrawn_and_restored(server: RunningServer, ask: Ask) -> None:
+    added = ask(server.url, "add_items", [NewItem(item_id=77, features={"genre": "genre 1"})])
     assert (added.added, added.known) == ([77], [])
-    withdrawn = ask(admin.url, "withdraw_item", 77, reason="sold & gone")
+    withdrawn = ask(server.url, "withdraw_item", 77, reason="sold & gone")
     assert [(item.item_id, item.reason) for item in withdrawn.withdrawn] == [(77, "sold & gone")]
-    listed = ask(admin.url, "list_items")
+    listed = ask(server.url, "list_items")
     assert [item.item_id for item in listed.withdrawn] == [77]
-    assert ask(admin.url, "restore_items", [77]).withdrawn == []
+    assert ask(server.url, "restore_items", [77]).withdrawn == []
 
 
 def test_a_value_of_a_path_stays_in_its_place() -> None:
@@ -197,17 +199,6 @@ def test_a_wrong_field_is_named_by_its_path(server: RunningServer, ask: Ask) -> 
     assert caught.value.status == 422
     assert [fault.path for fault in caught.value.faults] == ["$.k"]
     assert caught.value.request_id
-
-
-@pytest.fixture(scope="module")
-def admin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    """A server with two generations."""
-    folder = tmp_path_factory.mktemp("admin")
-    store = ModelStore(folder / "twotower-data")
-    names = [publish_marked(store, number) for number in (1, 2)]
-    store.activate(names[0], force=True)
-    with running_server(write_project(folder)) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")
