@@ -250,6 +250,17 @@ def test_times_of_all_forms_are_the_same_moment(
     assert np.isclose(spec.measured[0].mean, np.log1p(age_days))
 
 
+@pytest.mark.parametrize("kinds", [("country",), ("age",), ("tags",), (), tuple(SETTINGS)])
+def test_what_is_lacking_is_named_whatever_kinds_of_features_there_are(
+    kinds: tuple[str, ...],
+) -> None:
+    spec = FeatureSpec.fit({name: SETTINGS[name] for name in kinds}, FRAME)
+    encoded = spec.encode(FRAME, AS_OF)
+    for index, values in enumerate(FRAME.rows(named=True)):
+        unusable = [n for n in kinds if values[n] is None or (n == "maker" and values[n] == "b")]
+        assert spec.lacking(encoded, index) == unusable
+
+
 def test_decode_gives_readable_values(spec: FeatureSpec) -> None:
     encoded = spec.encode(FRAME, AS_OF)
     assert spec.decode(encoded, 0) == {

@@ -204,7 +204,7 @@ class FeatureSpec:
         """
         categorical, numeric, multi = encoded
         rows, has = categorical[index].tolist(), numeric[index, 1::2].tolist()
-        firsts = multi[index, :, 0].tolist()
+        firsts = multi[index, :, 0].tolist() if self.listed else []  # else of width zero
         found = [
             field.name
             for field, row in zip(self.coded, rows, strict=True)
