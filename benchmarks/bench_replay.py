@@ -18,6 +18,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,6 +27,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from replay_dense import DenseStudy
 from replay_logs import Configuration, Log, globo, kuairand, score
 from replay_orders import ORDERS, score_orders
 from twotower.config import Project
@@ -41,6 +43,7 @@ from twotower.replay import ReplayedLog
 from twotower.replay.comparison import describe, quantiles_s
 from twotower.replay.lists import decayed_list, hours_list, previous_day_list
 from twotower.replay.live import LiveScores, replay_live
+from twotower.replay.served import ServedVectors
 from twotower.replay.stream import LiveStream, open_stream
 
 LISTS: Final = ("popularity_previous_day", "popularity_hours", "own popularity alone")
@@ -131,14 +134,17 @@ class Bench:
     def _live(self, configuration: Configuration, seed: int) -> LiveScores:
         project, generations = self.lineage(configuration.variant, seed)
         project = score.with_changes(project, {"increment": configuration.increment})
+        study = DenseStudy(project)
+        is_dense = configuration.learns_all
         return replay_live(
             self.replayed,
             self.stream,
             generations,
             configuration.strategy,
-            lambda generation: begin_update(project, generation),
+            study.make_learner if is_dense else partial(begin_update, project),
             join=project.join,
             is_asked=self.is_asked,
+            make_served=study.make_served if is_dense else ServedVectors,
         )
 
 
@@ -222,7 +228,8 @@ def described(configuration: Configuration | None) -> dict[str, Any] | None:
     if configuration is None:
         return None
     strategy: dict[str, Any] = msgspec.to_builtins(configuration.strategy)
-    return strategy | {"increment": dict(configuration.increment)}
+    more = {"learns_all": True} if configuration.learns_all else {}
+    return strategy | {"increment": dict(configuration.increment)} | more
 
 
 def figures(stream: LiveStream, found: list[LiveScores]) -> dict[str, Any]:

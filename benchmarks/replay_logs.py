@@ -31,6 +31,8 @@ class Configuration(NamedTuple):
     """Which lineage of nights it stands on."""
     over_seeds: bool = False
     """Run with every seed, not the first alone."""
+    learns_all: bool = False
+    """Increments move every parameter, not ID rows alone; nothing publishes such increments."""
 
 
 class Log(NamedTuple):
@@ -76,6 +78,9 @@ def _around(
             for every in minutes
         },
         "user rows": Configuration(default, {**increment, "rows": "user"}),
+        "increments_only, all parameters": Configuration(
+            change(nights=False), increment, learns_all=True
+        ),
     }
 
 

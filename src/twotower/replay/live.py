@@ -106,6 +106,7 @@ def replay_live(
     join: JoinSettings | None = None,
     is_asked: BoolArray | None = None,
     progress: Progress = SILENT,
+    make_served: Callable[[Generation, ReplayedLog], ServedVectors] = ServedVectors,
 ) -> LiveScores:
     """Score every click of the stream by what is served at its moment.
 
@@ -119,8 +120,10 @@ def replay_live(
         join: how long the label join waits before it emits an example.
         is_asked: `bool[q]`, which questions are scored; all of those that can be if left out.
         progress: told of every click.
+        make_served: lays what is learned over a generation; called before `make_learner`.
     """
     day = _LiveDay(log, stream, generations, strategy, make_learner, join or JoinSettings())
+    day.make_served = make_served
     asked = (
         stream.questions.is_scored if is_asked is None else stream.questions.is_scored & is_asked
     )
@@ -151,6 +154,8 @@ def _between(stream: LiveStream, start_ms: int, end_ms: int) -> tuple[int, int]:
 
 class _LiveDay:
     """What is served and what learns, moved from moment to moment."""
+
+    make_served: Callable[[Generation, ReplayedLog], ServedVectors]
 
     def __init__(
         self,
@@ -187,7 +192,7 @@ class _LiveDay:
     def _activate(self, number: int) -> None:
         """Serve another base; increments start again from its cut."""
         generation = self._generations[number]
-        self.served = ServedVectors(generation, self._log)
+        self.served = self.make_served(generation, self._log)
         if self._strategy.increments:
             self._learner = self._make_learner(generation)
             cut_ms = self._stream.ends_ms[number - 1] if number else 0

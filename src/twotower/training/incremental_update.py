@@ -68,6 +68,9 @@ class IncrementalUpdate:
     After an error of `learn` the update is not used any more.
     """
 
+    _adam: torch.optim.Adam | None = None
+    """Moves dense parameters; None, as ever but in a study of what freezing them is worth."""
+
     def __init__(
         self,
         base: Checkpoint,
@@ -201,7 +204,7 @@ class IncrementalUpdate:
             uniform=settings.uniform,
             table_learning_rate=settings.learning_rate,
         )
-        folded = self._inputs.of(examples)
+        folded = self._inputs.of(examples) if self._adam is None else None
         maker = BatchMaker(
             self.state,
             examples,
@@ -211,7 +214,7 @@ class IncrementalUpdate:
             item_vectors=None if self._items is None else self._items.values,
             folded=folded,
         )
-        stepper = Stepper(self.state.model, None, self._training, schedule, folded)
+        stepper = Stepper(self.state.model, self._adam, self._training, schedule, folded)
         generator, total_loss = torch.Generator(), 0.0
         for start in range(0, len(examples), settings.batch_size):
             indices = np.arange(start, min(start + settings.batch_size, len(examples)))
