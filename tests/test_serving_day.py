@@ -403,8 +403,16 @@ def test_actions_reach_all_workers_within_seconds(tmp_path: Path) -> None:
     data_path = tmp_path / "twotower-data"
     store = ModelStore(data_path)
     store.activate(publish_marked(store, 1), force=True)
-    with running_server(write_project(tmp_path, poll_s=0.25), workers=2) as server:
+    likes = '[join]\npositive_outcomes = ["like"]\n'
+    with running_server(write_project(tmp_path, poll_s=0.25, more=likes), workers=2) as server:
         asked = {"user_id": USERS[3], "k": 1}
+
+        def score_of_everything() -> dict[Id, float]:
+            wanted = {"user_id": USERS[3], "k": 57, "include_seen": True}
+            found = server.ask("POST", "/v1/retrieve", wanted).json()["candidates"]
+            return {candidate["item_id"]: candidate["score"] for candidate in found}
+
+        before = score_of_everything()
         for number in range(3):
             best = server.ask("POST", "/v1/retrieve", asked).json()["candidates"][0]["item_id"]
             with open_event_log(data_path) as log:
@@ -420,6 +428,11 @@ def test_actions_reach_all_workers_within_seconds(tmp_path: Path) -> None:
                 assert answer["user_state_offset"] == end
                 assert answer["candidates"][0]["item_id"] != best
         assert server.metric("twotower_user_state_offset") == 3
+        assert score_of_everything() == before, "a click is no positive of this project"
+        with open_event_log(data_path) as log:
+            log.append([clicked(9, USERS[3], next(iter(before)), outcome="like")], CUT_MS)
+        eventually(lambda: server.metric("twotower_user_state_offset") == 4)
+        assert score_of_everything() != before
 
 
 # -- items of the day

@@ -32,11 +32,13 @@ __all__ = [
     "member_files",
     "read_regular",
     "replace_file",
+    "write_in_pieces",
 ]
 
 Step = Callable[[str], None]
 
 _CHUNK_BYTES: Final = 1 << 20
+_PIECE_BYTES: Final = 1 << 18
 _POPULATE: Final = getattr(mmap, "MAP_POPULATE", 0)
 """Fault all pages in at once: the whole file is about to be read."""
 _READ: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -138,6 +140,17 @@ def map_regular(path: Path) -> mmap.mmap | bytes:
         return mmap.mmap(descriptor, 0, prot=mmap.PROT_READ, flags=mmap.MAP_SHARED | _POPULATE)
     finally:
         os.close(descriptor)
+
+
+def write_in_pieces(descriptor: int, content: bytes | memoryview) -> None:
+    """Write all of `content`, some hundred kilobytes at a time.
+
+    For tens of megabytes at once the kernel may look for memory in one piece, which on a machine
+    that has little of it takes several times as long as the copy.
+    """
+    left = memoryview(content)
+    while len(left):
+        left = left[os.write(descriptor, left[:_PIECE_BYTES]) :]
 
 
 def digest_file(path: Path) -> tuple[int, str]:

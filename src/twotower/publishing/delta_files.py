@@ -22,7 +22,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from twotower.durable import map_regular, read_regular
+from twotower.durable import map_regular, read_regular, write_in_pieces
 from twotower.errors import CorruptArtifact, MissingExtra
 
 __all__ = [
@@ -102,15 +102,10 @@ def write_bytes(path: Path, *parts: bytes | memoryview) -> DeltaFile:
         for part in parts:
             checksum.update(part)
             num_bytes += len(part)
-            _write_all(stream.fileno(), memoryview(part))
+            write_in_pieces(stream.fileno(), part)
         os.fchmod(stream.fileno(), _READ_ONLY)
         os.fsync(stream.fileno())
     return DeltaFile(num_bytes, checksum.hexdigest())
-
-
-def _write_all(descriptor: int, content: memoryview) -> None:
-    while len(content):
-        content = content[os.write(descriptor, content) :]
 
 
 def read_array(path: Path, member: str, entry: DeltaFile, verify: bool) -> npt.NDArray[Any]:

@@ -20,7 +20,7 @@ import re
 from pathlib import Path
 from typing import Final
 
-from twotower.durable import fsync_folder
+from twotower.durable import fsync_folder, write_in_pieces
 from twotower.errors import CorruptArtifact
 from twotower.failpoints import failpoint
 from twotower.training.increment.changes import (
@@ -143,10 +143,9 @@ class Journal:
         aside = self._folder / f"{name}.new"
         failpoint("increment.before_write")
         try:
-            with open(aside, "wb") as file:
-                file.write(self._check(content))
-                file.write(content)
-                file.flush()
+            with open(aside, "wb", buffering=0) as file:
+                write_in_pieces(file.fileno(), self._check(content))
+                write_in_pieces(file.fileno(), content)
                 failpoint("increment.before_fsync")
                 os.fsync(file.fileno())
             failpoint("increment.before_rename")
