@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
-from serving_project import RunningServer, running_server, write_project
 from test_serving_retriever import publish_live
 from tiny_checkpoint import CUT_MS, external_ids, rich_items, tiny_checkpoint
 from twotower.data.ids import Id
@@ -211,29 +210,3 @@ def test_items_of_the_day_are_filtered_by_the_features_that_they_came_with(
     assert ids(again, condition(feature="price", at_least=2.9)) == ids(
         newer, condition(feature="price", at_least=2.9)
     )
-
-
-@pytest.fixture(scope="module")
-def server(folder: Path) -> Iterator[RunningServer]:
-    with running_server(write_project(folder)) as running:
-        yield running
-
-
-def test_the_server_filters_and_names_what_it_cannot(
-    server: RunningServer, retriever: Retriever
-) -> None:
-    wanted = {"feature": "genre", "any_of": ["genre 3", "rare"]}
-    body = {"user_id": USER, "k": 50, "filter": [wanted], "include_seen": True}
-    answer = server.ask("POST", "/v1/retrieve", body).json()
-    found = [candidate["item_id"] for candidate in answer["candidates"]]
-    assert set(found) >= set(ids(retriever, condition(**wanted)))
-    assert answer["degraded"] == ["filter:genre=unseen"]
-    for given, path in (
-        ({"feature": "gnere"}, "$.filter[1].feature"),
-        ({"feature": "genre", "at_least": 1}, "$.filter[1]"),
-        ({"feature": "genre", "any": []}, "$.filter[1].any"),
-        ({"any_of": []}, "$.filter[1]"),
-    ):
-        reply = server.ask("POST", "/v1/retrieve", {"user_id": 1, "filter": [wanted, given]})
-        assert reply.status == 422
-        assert [fault["path"] for fault in reply.json()["errors"]] == [path]

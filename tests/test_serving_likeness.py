@@ -19,7 +19,7 @@ from twotower.publishing.item_register import DayItem
 from twotower.publishing.store import ModelStore
 from twotower.serving.day import DayFollower, LogReader, NoCounts
 from twotower.serving.explaining import explain
-from twotower.serving.messages import ExplainRequest
+from twotower.serving.messages import Condition, ExplainRequest
 from twotower.serving.retriever import Retriever
 from twotower.serving.settings import ServingSettings
 
@@ -104,6 +104,27 @@ def test_similar_items_take_filters_and_exclusions(server: RunningServer) -> Non
     assert 0 < len(kept) < len(plain)
     assert NEW in [c["item_id"] for c in kept]
     assert {c["display"]["genre"] for c in kept} == {"genre 2"}
+
+
+def test_the_server_filters_and_names_what_it_cannot(
+    server: RunningServer, retriever: Retriever
+) -> None:
+    wanted = {"feature": "genre", "any_of": ["genre 3", "rare"]}
+    body = {"user_id": USER, "k": 50, "filter": [wanted], "include_seen": True}
+    answer = server.ask("POST", "/v1/retrieve", body).json()
+    conditions = [Condition(feature="genre", any_of=["genre 3"])]
+    expected = retriever.retrieve(USER, 50, conditions=conditions, include_seen=True).candidates
+    assert [c["item_id"] for c in answer["candidates"]] == [c.item_id for c in expected]
+    assert answer["degraded"][-1] == "filter:genre=unseen"
+    for given, path in (
+        ({"feature": "gnere"}, "$.filter[1].feature"),
+        ({"feature": "genre", "at_least": 1}, "$.filter[1]"),
+        ({"feature": "genre", "any": []}, "$.filter[1].any"),
+        ({"any_of": []}, "$.filter[1]"),
+    ):
+        reply = server.ask("POST", "/v1/retrieve", {"user_id": 1, "filter": [wanted, given]})
+        assert reply.status == 422
+        assert [fault["path"] for fault in reply.json()["errors"]] == [path]
 
 
 def test_unknown_items_are_told_or_not_found(server: RunningServer) -> None:
