@@ -35,7 +35,9 @@ from typing import Final, Literal, NamedTuple, NoReturn
 import msgspec
 from rich.console import Console
 
-COPIED: Final = ("src", "tests", "scripts", "examples", "docs", "pyproject.toml", "README.md")
+COPIED: Final = (
+    *("src", "tests", "scripts", "examples", "docs", "deploy", "pyproject.toml", "README.md"),
+)
 NOT_COPIED: Final = ("__pycache__", "twotower-data*", ".*_cache", "*.egg-info")
 WARM: Final = "torch torch._dynamo onnx faiss fastapi uvicorn hypothesis typer"
 """Packages that start no thread when they are imported: a thread would not survive a fork."""
