@@ -99,6 +99,7 @@ ENGINES: Final[dict[str, tuple[str, ...]]] = {
     "numba": ("data.tfrecord.compiled",),
     "onnx": ("model.export",),
     "onnxruntime": ("publishing.encoding",),
+    "opentelemetry": ("serving.tracing",),
     "orjson": ("serving.answer_json",),
     "pandas": ("data",),
     "polars": ("data", "cli.import_"),
@@ -116,7 +117,7 @@ ENGINES: Final[dict[str, tuple[str, ...]]] = {
     "threadpoolctl": ("baselines",),
     "torch": ("model", "training", "checkpoint", "publishing.trainer_vectors"),
     "typer": ("cli",),
-    "uvicorn": ("serving.worker", "serving.collector_process", "serving.protocol"),
+    "uvicorn": ("serving.http_server", "serving.protocol"),
     "xxhash": ("data", "publishing.delta_files"),
 }
 """Where each third-party engine may be imported while the program runs."""

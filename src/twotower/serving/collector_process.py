@@ -6,23 +6,17 @@ exit code is 0. A process that is killed loses nothing that it acknowledged.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import logging
 import signal
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
-
-import uvicorn
 
 from twotower.data.event_log.intake import Intake
 from twotower.data.event_log.settings import EventLogSettings
 from twotower.data.events import IdKinds
 from twotower.serving.collector import Collector
 from twotower.serving.guard import Guard
-from twotower.serving.protocol import ConnectionLimits, protocol_with
+from twotower.serving.http_server import HttpServer
 from twotower.serving.reach import bind
 from twotower.serving.settings import CollectorSettings
 
@@ -65,26 +59,7 @@ class CollectorProcess:
             raise
         self._guard = Guard(data_path, requires_key=requires_key)
         self._collector = Collector(self._intake, settings, self._guard)
-        self._server = _Server(
-            uvicorn.Config(
-                self._collector,
-                http=protocol_with(
-                    ConnectionLimits(
-                        settings.header_limit_bytes,
-                        settings.header_timeout_s,
-                        settings.max_connections,
-                    )
-                ),
-                loop="uvloop",
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                timeout_keep_alive=settings.keep_alive_s,
-                timeout_graceful_shutdown=round(settings.drain_timeout_s),
-            )
-        )
+        self._server = HttpServer(self._collector, settings)
 
     @property
     def url(self) -> str:
@@ -95,9 +70,7 @@ class CollectorProcess:
 
     def run(self) -> None:
         """Take events until a signal, then finish what arrived and close the log."""
-        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
-        loop_factory = self._server.config.get_loop_factory()
-        loop = loop_factory() if loop_factory else asyncio.new_event_loop()
+        loop = self._server.new_loop()
         try:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self._drain)
@@ -113,13 +86,4 @@ class CollectorProcess:
         if self._collector.is_draining:
             self._server.force_exit = True
         self._collector.is_draining = True
-        self._server.should_exit = True
-
-
-class _Server(uvicorn.Server):
-    """uvicorn's, with the signals left to the process: uvicorn would die by the signal again."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Capture none."""
-        yield
+        self._server.stop()

@@ -21,6 +21,7 @@ from twotower.serving.routes import ROUTES
 from twotower.serving.settings import ServingSettings
 from twotower.serving.shared_memory import SharedMemory
 from twotower.serving.status import WorkerStatus, readiness
+from twotower.serving.tracing import Traces
 
 __all__ = ["Mounted", "make_handlers"]
 
@@ -42,11 +43,12 @@ def make_handlers(
     metrics: Metrics,
     memory: SharedMemory,
     overload: Overload,
+    traces: Traces | None = None,
 ) -> Mapping[str, Mounted]:
     """Return the handlers of the routes in front of the framework, by the routes' names."""
     threads = ThreadPoolExecutor(_SIDE_THREADS, "side")
     handlers = {
-        **_retrieval(follower, metrics, threads, overload),
+        **_retrieval(RetrieveRoute(follower, metrics, overload, traces), follower, threads),
         **_admin(project, follower, threads),
         **_inference(follower, memory),
     }
@@ -63,9 +65,8 @@ def make_handlers(
 
 
 def _retrieval(
-    follower: Follower, metrics: Metrics, threads: Executor, overload: Overload
+    retrieve: RetrieveRoute, follower: Follower, threads: Executor
 ) -> dict[str, Handler]:
-    retrieve = RetrieveRoute(follower, metrics, overload)
     likeness = LikenessRoutes(follower, threads)
     return {
         "retrieve": retrieve.retrieve,

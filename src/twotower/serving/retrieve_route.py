@@ -25,6 +25,7 @@ from twotower.serving.overload import Overload
 from twotower.serving.problems import Fault, RefusedRequest, problem_body
 from twotower.serving.refusals import AGAIN, invalid
 from twotower.serving.reload import Follower, Served, find
+from twotower.serving.tracing import Traces
 
 __all__ = ["RetrieveRoute", "generation_header", "served_now"]
 
@@ -60,15 +61,26 @@ class _Answered(NamedTuple):
 class RetrieveRoute:
     """Answers one request after the other from what the follower serves."""
 
-    def __init__(self, follower: Follower, metrics: Metrics, overload: Overload) -> None:
+    def __init__(
+        self,
+        follower: Follower,
+        metrics: Metrics,
+        overload: Overload,
+        traces: Traces | None = None,
+    ) -> None:
+        """`traces` are told of every answer but those of batches."""
         self._follower = follower
+        self._traces = traces
         self._overload = overload
         self._metrics = metrics
 
     def retrieve(self, call: Call) -> Reply:
         """Answer one request."""
         served = served_now(self._follower)
+        began_s = time.perf_counter()
         content, found = self._answer(served, call.body, call.request_id)
+        if self._traces is not None:
+            self._traces.retrieved(call, served.activation.generation, found, began_s)
         timing = f"tower;dur={found.tower_s * 1e3:.3f}, ann;dur={found.ann_s * 1e3:.3f}"
         headers = (*generation_header(served), (b"server-timing", timing.encode()))
         return Reply(200, content, headers=headers)

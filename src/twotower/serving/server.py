@@ -77,7 +77,7 @@ class Server:
             ConfigError: the address cannot be bound.
             MissingExtra: the packages of the server are not installed.
         """
-        _import_engines()
+        _import_engines(self._settings.trace_share)
         self._listener = bind(self._settings.host, self._settings.port)
         self._lifeline, self._held_end = os.pipe()
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
@@ -180,7 +180,7 @@ class Server:
             os._exit(code)
 
 
-def _import_engines() -> None:
+def _import_engines(trace_share: float) -> None:
     """Import, before forking, what every worker needs and what starts no threads."""
     for name in _THREAD_VARIABLES:
         os.environ.setdefault(name, "1")
@@ -188,4 +188,7 @@ def _import_engines() -> None:
         import twotower.serving.worker
     except ImportError as error:
         raise MissingExtra(error.name or "fastapi", "serve", "the server") from error
+    from twotower.serving.tracing import check_tracing
+
+    check_tracing(trace_share)
     _LOGGER.debug("imported module=%s", twotower.serving.worker.__name__)

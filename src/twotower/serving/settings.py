@@ -53,6 +53,8 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     """Before requests are refused, search with half the effort, then return fewer items."""
     overload_k: Positive = 20
     """The most items of an answer in the second step of overload."""
+    trace_share: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
+    """Share of the retrievals whose spans go to OpenTelemetry, if their trace does not decide."""
     key_rate_per_s: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     """Requests a second that each API key may make of a worker; 0: any number."""
     key_rate_burst: Positive = 100

@@ -8,37 +8,33 @@ without the delay; a second signal ends at once. A worker whose server died drai
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import logging
 import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator
 from datetime import datetime
 from typing import Final
-
-import uvicorn
 
 from twotower.serving.app import FrontDoor, make_app
 from twotower.serving.guard import Guard
 from twotower.serving.handlers import make_handlers
+from twotower.serving.http_server import HttpServer
 from twotower.serving.metrics import Metrics
 from twotower.serving.overload import Overload
 from twotower.serving.project import ServedProject
 from twotower.serving.project_metrics import ProjectMetrics
-from twotower.serving.protocol import ConnectionLimits, protocol_with
 from twotower.serving.rates import RateLimit
 from twotower.serving.reload import Follower
 from twotower.serving.settings import ServingSettings
 from twotower.serving.shared_memory import CounterBlock, SharedMemory
 from twotower.serving.status import WorkerState, WorkerStatus
+from twotower.serving.tracing import make_traces
 
 __all__ = ["Worker"]
 
 _LOGGER: Final = logging.getLogger("twotower")
-_BACKLOG: Final = 2048
 _SWITCH_INTERVAL_S: Final = 0.0005
 """How long the loading thread may keep the interpreter; Python's 5 ms show in the tail."""
 
@@ -74,35 +70,17 @@ class Worker:
         self._follower = Follower(
             project.data_path, settings, metrics, self._report, project.positive_outcomes
         )
+        self._traces = make_traces(settings.trace_share)
         self._door = FrontDoor(
-            make_handlers(project, self._follower, settings, metrics, memory, overload),
+            make_handlers(
+                project, self._follower, settings, metrics, memory, overload, self._traces
+            ),
             make_app(memory, ProjectMetrics(project.data_path)),
             metrics,
             self._guard,
             overload,
         )
-        self._server = _Server(
-            uvicorn.Config(
-                self._door,
-                http=protocol_with(
-                    ConnectionLimits(
-                        settings.header_limit_bytes,
-                        settings.header_timeout_s,
-                        settings.max_connections,
-                    ),
-                    overload,
-                ),
-                loop="uvloop",
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                backlog=_BACKLOG,
-                timeout_keep_alive=settings.keep_alive_s,
-                timeout_graceful_shutdown=round(settings.drain_timeout_s),
-            )
-        )
+        self._server = HttpServer(self._door, settings, overload)
         self._report(self._follower)
 
     def run(self, listener: socket.socket, lifeline: int, *, load_first: bool) -> None:
@@ -115,13 +93,11 @@ class Worker:
                 can: this one replaces one that died.
         """
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
-        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
         if load_first:
             self._follower.tick()
         gc.collect()
         gc.freeze()  # what lives as long as the process is never looked at again
-        loop_factory = self._server.config.get_loop_factory()
-        loop = loop_factory() if loop_factory else asyncio.new_event_loop()
+        loop = self._server.new_loop()
         try:
             loop.run_until_complete(self._serve(listener, lifeline))
         finally:
@@ -136,6 +112,8 @@ class Worker:
         self._guard.follow(loop, self._settings.poll_s)
         self._follower.start()
         await self._server.serve(sockets=[listener])
+        if self._traces is not None:
+            self._traces.close()
         self._follower.stop()
 
     def _orphaned(self, lifeline: int) -> None:
@@ -185,19 +163,6 @@ class Worker:
                 user_state_offset=served.retriever.user_state_offset,
             )
         )
-
-
-class _Server(uvicorn.Server):
-    """uvicorn's, with the signals left to the worker: uvicorn would die by the signal again."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Capture none."""
-        yield
-
-    def stop(self) -> None:
-        """Take no more connections, finish what runs."""
-        self.should_exit = True
 
 
 def _seconds(text: str) -> float:
