@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from twotower.model.tower import Tower
 
-__all__ = ["Folded", "FoldedTower"]
+__all__ = ["Folded", "FoldedSides", "FoldedTower"]
 
 
 class Folded(NamedTuple):
@@ -69,3 +69,15 @@ class FoldedTower:
         if folded.skip is not None and self._id_skip is not None:
             current = current + torch.addmm(folded.skip, ids, self._id_skip)
         return functional.normalize(current, dim=1)
+
+
+class FoldedSides(NamedTuple):
+    """Both towers where all but ID embeddings is frozen, and what their inputs come to."""
+
+    user_tower: FoldedTower
+    users: Folded
+    """By example."""
+    item_tower: FoldedTower | None
+    """None where item vectors are constants."""
+    items: Folded | None
+    """By position."""

@@ -20,7 +20,7 @@ from twotower.checkpoint import Checkpoint
 from twotower.data.examples import Examples
 from twotower.data.ids import UNKNOWN_ROW
 from twotower.data.user_state import Ragged, append_ragged, take_ragged
-from twotower.model.folded_tower import Folded, FoldedTower
+from twotower.model.folded_tower import Folded, FoldedSides
 from twotower.model.logits import Columns, KnownPositives
 from twotower.model.negatives import draw_uniform, log_expected_count
 from twotower.model.row_negatives import NO_ITEM, RowNegatives, draw_listed, place_items
@@ -77,18 +77,6 @@ class Batch(NamedTuple):
         return len(self.item_rows) - (len(self.places) - len(self.columns.items))
 
 
-class FoldedSides(NamedTuple):
-    """Both towers where all but ID embeddings is frozen, and what their inputs come to."""
-
-    user_tower: FoldedTower
-    users: Folded
-    """`n`, by example."""
-    item_tower: FoldedTower | None
-    """None where item vectors are constants."""
-    items: Folded | None
-    """`N`, by position."""
-
-
 class NegativeLists(NamedTuple):
     """One source of negatives that belong to a user, such as hard ones."""
 
@@ -126,8 +114,7 @@ class BatchMaker:
             folded: in place of features and histories, which nothing may hide then; None for them.
         """
         self._folded = folded
-        is_constant = item_vectors is not None or (folded is not None and folded.items is not None)
-        self._needs_item_features = not is_constant
+        self._needs_item_features = item_vectors is None and not (folded and folded.items)
         self._item_vectors = item_vectors
         self._listed = listed
         self._per_positive = drawn_negatives(training)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from twotower.model.embedding_table import Lookup
+from twotower.model.folded_tower import FoldedSides
 from twotower.model.lanes import run_in_lanes
 from twotower.model.logits import LogitRules, training_logits
 from twotower.model.losses import Loss, select_loss
@@ -16,7 +17,6 @@ from twotower.model.tiled_listwise import tiled_listwise
 from twotower.model.towers import TwoTower
 from twotower.training.batches import (
     Batch,
-    FoldedSides,
     applied_correction,
     drawn_negatives,
 )

@@ -15,10 +15,9 @@ import torch
 from twotower.checkpoint import Checkpoint
 from twotower.data.examples import Examples
 from twotower.data.schema import IntArray
-from twotower.model.folded_tower import Folded, FoldedTower
+from twotower.model.folded_tower import Folded, FoldedSides, FoldedTower
 from twotower.model.growing_rows import GrowingRows
 from twotower.model.towers import History
-from twotower.training.batches import FoldedSides
 from twotower.training.profile_tensors import ProfileTensors
 
 __all__ = ["FrozenInputs"]
