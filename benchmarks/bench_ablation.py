@@ -116,6 +116,12 @@ ROWS: Final = (
         negatives(shown={"weight": 0.1, "share": 0.01}),
         shares_base=True,
     ),
+    Row(
+        "shown-20",
+        "shown, not clicked",
+        negatives(shown={"weight": 1.0, "share": 0.2}),
+        shares_base=True,
+    ),
     Row("two-epochs", "epochs a night", {"training": {"full": {"epochs": 2}}}, shares_base=True),
     Row("from-scratch", "warm start", shares_base=True, from_scratch=True),
     Row("known-kept", "known positives", negatives(exclude_known=False)),
