@@ -54,8 +54,9 @@ def test_every_parameter_learns_and_is_served(
     }  # fmt: skip
     for kind in ("dense.user_tower", "dense.item_tower", "table.history", "table.item_id"):
         assert any(name.startswith(kind) for name in moved), kind
-    kwargs = {"make_served": study.make_served}
-    dense = replay_live(log, stream, generations, LEARNS, study.make_learner, **kwargs)
+    dense = replay_live(
+        log, stream, generations, LEARNS, study.make_learner, make_served=study.make_served
+    )
     rows = replay_live(log, stream, generations, FROZEN, study.make_learner)
     assert (dense.rank != rows.rank).any()
     assert dense.deltas_published > 0
