@@ -24,7 +24,11 @@ REQUIRE_ALL = os.environ.get("TWOTOWER_REQUIRE_ALL") == "1"
 
 
 def pytest_configure() -> None:
-    """Before numpy, torch or faiss start threads: results must not depend on the machine."""
+    """Before numpy, torch or faiss start threads: results must not depend on the machine.
+
+    Nor on a terminal's width, which a console would keep for good.
+    """
+    os.environ.pop("COLUMNS", None)
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[variable] = "1"
 

@@ -1,6 +1,7 @@
 """The loop in simulated time: every day is predicted by what was known before it."""
 
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 import numpy as np
@@ -23,6 +24,7 @@ from twotower.replay import (
     score_baselines,
 )
 from twotower.serving.retriever import Retriever
+from twotower.training.settings import LossName
 
 FIRST, LAST = "2024-03-02", "2024-03-04"
 SMALL = BaselineSettings(
@@ -105,10 +107,10 @@ def test_the_losses_are_compared_on_one_day(project: Project, log: ReplayedLog) 
     command = ["compare-losses", "--generation", "g-000001", "-c", str(project.path)]
     shown = CliRunner().invoke(app, command)
     assert shown.exit_code == 0, shown.output
-    for loss in ("listwise", "pointwise", "pairwise_hinge", "pairwise_logistic"):
-        assert loss in shown.output
+    losses = get_args(LossName)
+    assert [loss for loss in losses if loss not in shown.output] == []
     rows = msgspec.json.decode(CliRunner().invoke(app, [*command, "--json"]).stdout)
-    assert [row["scored_day"] for row in rows] == ["2024-03-02"] * 4
+    assert [row["scored_day"] for row in rows] == ["2024-03-02"] * len(losses)
     assert ModelStore(project.data_path).names() == before
 
 

@@ -43,7 +43,7 @@ def test_the_page_is_current(script: ModuleType) -> None:
 def test_it_shows_names_bounds_choices_defaults_and_places(script: ModuleType) -> None:
     page = script.reference()
     assert "| `seed` | integer from 0 | `0` | Of everything random" in page
-    assert "| `loss` | `listwise`, `pairwise_hinge`" in page
+    assert "| `loss` | `cosine_contrastive`, `listwise`" in page
     assert "`[training.base]`, `[training.full]`" in page
     assert "`[items.features.NAME]`" in page
     assert "| `config_version` | integer from 1 | required |" in page

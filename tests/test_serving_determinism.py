@@ -27,7 +27,10 @@ from twotower.publishing.store import ModelStore
 
 ITEM, STRANGE = 1_000_650, 7
 NEW = [9_000_001, 9_000_000]
-HISTORY = {"filter": [{"feature": "genre", "any_of": ["genre 1", "genre 2"]}], "display": True}
+HISTORY: dict[str, Any] = {
+    "filter": [{"feature": "genre", "any_of": ["genre 1", "genre 2"]}],
+    "display": True,
+}
 
 
 def write_day(data_path: Path) -> None:
@@ -59,7 +62,7 @@ def write_day(data_path: Path) -> None:
 
 def requests() -> list[tuple[str, dict[str, Any]]]:
     users = [*USERS[:6], UNKNOWN_USER]
-    retrieve = [{"user_id": user, "k": 30, "display": True} for user in users]
+    retrieve: list[dict[str, Any]] = [{"user_id": user, "k": 30, "display": True} for user in users]
     retrieve += [{"user_id": user, "features": {"city": "Lima"}, **HISTORY} for user in users]
     inputs = [{"name": "user_id", "shape": [3], "datatype": "INT64", "data": USERS[:3]}]
     return [
