@@ -5,6 +5,7 @@
 PYTHON ?= python3
 PIP_ARGS ?=
 PYTEST_ARGS ?=
+MUTATE_ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -74,7 +75,7 @@ test: $(DEV_INSTALLED) ## the tests, at most 10 minutes on 2 cores
 	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
 
 test-effects: $(DEV_INSTALLED) ## break the code on purpose, formula by formula: the tests must notice
-	$(BIN)/python scripts/mutate.py tests/mutations.toml
+	$(BIN)/python scripts/mutate.py tests/mutations.toml $(MUTATE_ARGS)
 
 test-faults: $(DEV_INSTALLED) ## the long checks: slow tests, then test-effects; at most 15 minutes on 2 cores
 	$(PYTEST) -m slow $(PYTEST_ARGS)

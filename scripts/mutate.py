@@ -1,8 +1,9 @@
 """Breaks a copy of the code on purpose, one line at a time, and requires that tests notice.
 
 Each entry of the table names a file, a text that stands in it exactly once, what to write
-instead, and the tests that must then fail. The same tests must pass on the untouched copy. Exit
-code 1 when a mutant survives, cannot be applied, or breaks something else than its tests.
+instead, and the tests that must then fail. The same tests must pass on the untouched copy;
+`--after-tests` takes that from a run of all of them just before. Exit code 1 when a mutant
+survives, cannot be applied, or breaks something else than its tests.
 
 This process imports the big packages once, and neither the project nor its tests; every mutant
 is a fork of it, so it starts warm and yet imports the faulty code anew. A run that has loaded
@@ -45,6 +46,8 @@ WARM: Final = "torch torch._dynamo onnx faiss fastapi uvicorn hypothesis typer"
 ONE_THREAD: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 UNTOUCHED_LIMIT_S: Final = 300.0
 LEAST_LIMIT_S: Final = 60.0
+UNKNOWN_S: Final = 10.0
+"""What tests count for that were not run without a fault."""
 LIMIT_FACTOR: Final = 10.0
 """A mutant may take that many times as long as its tests take without a fault."""
 
@@ -314,7 +317,8 @@ def with_fault(mutations: Sequence[Mutation], took: dict[str, float]) -> list[Jo
     """A job for every mutant; a mutant that hangs is ended in proportion to its tests."""
     jobs = []
     for mutation in mutations:
-        usual_s = sum(took[file] for file in {test.partition("::")[0] for test in mutation.tests})
+        files = {test.partition("::")[0] for test in mutation.tests}
+        usual_s = sum(took.get(file, UNKNOWN_S) for file in files)
         limit_s = max(LEAST_LIMIT_S, LIMIT_FACTOR * usual_s)
         jobs.append(Job(tuple(mutation.tests), limit_s, mutation))
     return jobs
@@ -328,12 +332,16 @@ def report(console: Console, name: str, outcome: Outcome) -> bool:
     return is_problem
 
 
-def try_all(root: Path, mutations: Sequence[Mutation], jobs: int, console: Console) -> int:
+def try_all(
+    root: Path, mutations: Sequence[Mutation], jobs: int, console: Console, *, after_tests: bool
+) -> int:
     """Tries every mutation, writes a line each; the number of problems."""
+    num_problems, took = 0, dict[str, float]()
     with tempfile.TemporaryDirectory(prefix="twotower-mutants-") as folder:
         copies = [copy_repository(root, Path(folder) / str(number)) for number in range(jobs)]
-        untouched, took = check_untouched(root, mutations, copies)
-        num_problems = int(report(console, "untouched copy", untouched))
+        if not after_tests:
+            untouched, took = check_untouched(root, mutations, copies)
+            num_problems = int(report(console, "untouched copy", untouched))
         results = outcomes(root, with_fault(mutations, took), copies)
         for mutation, outcome in zip(mutations, results, strict=True):
             num_problems += report(console, mutation.name, outcome)
@@ -346,6 +354,9 @@ def main() -> int:
     parser.add_argument("table", type=Path)
     parser.add_argument("--only", default="", help="only files or reasons that contain this text")
     parser.add_argument("--jobs", type=int, default=2, help="mutants tried at a time")
+    parser.add_argument(
+        "--after-tests", action="store_true", help="all tests passed just now, on this very code"
+    )
     parser.add_argument("--root", type=Path, default=Path(__file__).parents[1])
     parser.add_argument("--warm", default=WARM, help="packages imported before the first fork")
     arguments = parser.parse_args()
@@ -353,7 +364,9 @@ def main() -> int:
     began = time.monotonic()
     chosen = [m for m in read_table(arguments.table) if arguments.only in f"{m.file} {m.why}"]
     warm_up(arguments.warm.split())
-    num_problems = try_all(arguments.root, chosen, arguments.jobs, console)
+    num_problems = try_all(
+        arguments.root, chosen, arguments.jobs, console, after_tests=arguments.after_tests
+    )
     total = f"{len(chosen)} mutants, {num_problems} problems, {time.monotonic() - began:.0f} s"
     console.print(total, style="red" if num_problems else "green")
     return 1 if num_problems or not chosen else 0

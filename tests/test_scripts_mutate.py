@@ -52,10 +52,10 @@ def run_mutants(folder: Path, *entries: str) -> tuple[int, str]:
     return run_table(small_repository(folder, *entries))
 
 
-def run_table(table: Path) -> tuple[int, str]:
+def run_table(table: Path, *words: str) -> tuple[int, str]:
     folder = table.parent
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), str(table), "--root", str(folder), "--warm", ""],
+        [sys.executable, str(SCRIPT), str(table), "--root", str(folder), "--warm", "", *words],
         capture_output=True,
         text=True,
         check=False,
@@ -110,6 +110,14 @@ def test_a_red_test_on_the_untouched_copy_is_broken(tmp_path: Path) -> None:
     assert returncode == 1
     assert output.startswith("BROKEN"), output
     assert "tests fail without a fault" in output
+
+
+def test_after_the_tests_nothing_is_run_without_a_fault(tmp_path: Path) -> None:
+    table = small_repository(tmp_path, ENTRY.format(find="2 * x", replace="3 * x", why="triples"))
+    returncode, output = run_table(table, "--after-tests")
+    assert returncode == 0, output
+    assert "1 mutants, 0 problems" in output
+    assert "untouched" not in output
 
 
 def test_code_from_outside_the_copy_is_broken(tmp_path: Path) -> None:
