@@ -115,13 +115,7 @@ def read_array(path: Path, member: str, entry: DeltaFile, verify: bool) -> npt.N
         CorruptArtifact: it is missing, torn, altered or no plain array.
     """
     content = read_regular(path / member, entry.bytes)
-    if len(content) != entry.bytes:
-        raise corrupt_delta(path, f"{member} has {len(content)} bytes, expected {entry.bytes}")
-    if verify:
-        checksum = _checksum()
-        checksum.update(content)
-        if checksum.hexdigest() != entry.xxh3_128:
-            raise corrupt_delta(path, f"{member} was altered: its checksum is wrong")
+    _check(path, member, entry, content, verify)
     stream = io.BytesIO(content)
     try:
         np.lib.format.read_magic(stream)
@@ -146,13 +140,7 @@ def map_arrays(
         CorruptArtifact: it is missing, torn or altered, or holds less than `arrays` say.
     """
     content = map_regular(path / member)
-    if len(content) != entry.bytes:
-        raise corrupt_delta(path, f"{member} has {len(content)} bytes, expected {entry.bytes}")
-    if verify:
-        checksum = _checksum()
-        checksum.update(content)
-        if checksum.hexdigest() != entry.xxh3_128:
-            raise corrupt_delta(path, f"{member} was altered: its checksum is wrong")
+    _check(path, member, entry, content, verify)
     try:
         return {name: _view(content, array) for name, array in arrays.items()}
     except (ValueError, OverflowError) as error:
@@ -180,3 +168,16 @@ def corrupt_delta(path: Path, finding: str) -> CorruptArtifact:
         f"delta '{path.name}' of '{path.parent.name}' is damaged: {finding}; nothing of it was "
         "applied and what is served is unchanged; publish the next generation"
     )
+
+
+def _check(
+    path: Path, member: str, entry: DeltaFile, content: mmap.mmap | bytes, verify: bool
+) -> None:
+    """Refuse a file of another length and, if asked to `verify`, of another checksum."""
+    if len(content) != entry.bytes:
+        raise corrupt_delta(path, f"{member} has {len(content)} bytes, expected {entry.bytes}")
+    if verify:
+        checksum = _checksum()
+        checksum.update(content)
+        if checksum.hexdigest() != entry.xxh3_128:
+            raise corrupt_delta(path, f"{member} was altered: its checksum is wrong")
