@@ -18,6 +18,8 @@ import sys
 import tempfile
 import time
 from collections import deque
+from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Final
 
@@ -29,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from serving_project import RunningServer, ask, running_server, write_project
 from tiny_checkpoint import tiny_checkpoint
+from twotower.data.ids import Id
 from twotower.index.settings import IndexSettings
 from twotower.publishing.publisher import publish
 from twotower.publishing.store import ModelStore
@@ -43,19 +46,23 @@ MAX_WAIT_S: Final = 0.1
 class Load:
     """Connections of one thread, and what became of the requests on them."""
 
-    def __init__(self, server: RunningServer, number: int) -> None:
+    def __init__(
+        self, address: tuple[str, int], number: int, users: Sequence[Id] = (1_000_001,)
+    ) -> None:
+        """Connect; ask for these users in turn."""
         self.latencies_s: list[float] = []
         """Of those that were answered."""
         self.num_degraded = self.num_refused = self.num_unsent = 0
-        body = json.dumps({"user_id": 1_000_001, "k": K}).encode()
-        head = "POST /v1/retrieve HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-        self._request = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+        self._users = cycle(users)
+        self._requests = {user: request(user) for user in users}
+        self.asked: dict[socket.socket, Id] = {}
+        """For whom a connection asked last."""
         self._selector = selectors.DefaultSelector()
         self._idle: deque[socket.socket] = deque()
         self._received: dict[socket.socket, bytes] = {}
         self._sent_s: dict[socket.socket, float] = {}
         for _ in range(number):
-            connection = socket.create_connection(server.address, timeout=30)
+            connection = socket.create_connection(address, timeout=30)
             connection.setblocking(False)
             self._selector.register(connection, selectors.EVENT_READ, connection)
             self._idle.append(connection)
@@ -89,7 +96,8 @@ class Load:
         connection = self._idle.popleft()
         self._received[connection] = b""
         self._sent_s[connection] = time.perf_counter()
-        connection.send(self._request)
+        user = self.asked[connection] = next(self._users)
+        connection.send(self._requests[user])
 
     def _take(self, timeout_s: float) -> None:
         for key, _ in self._selector.select(timeout_s):
@@ -102,11 +110,24 @@ class Load:
                 continue
             latency_s = time.perf_counter() - self._sent_s.pop(connection)
             self._idle.append(connection)
-            if received.startswith(b"HTTP/1.1 200"):
-                self.latencies_s.append(latency_s)
-                self.num_degraded += b'"overload:' in body
-            else:
-                self.num_refused += 1
+            self.answered(connection, latency_s, received.startswith(b"HTTP/1.1 200"), body)
+
+    def answered(
+        self, connection: socket.socket, latency_s: float, is_whole: bool, body: bytes
+    ) -> None:
+        """Take note of one answer."""
+        if is_whole:
+            self.latencies_s.append(latency_s)
+            self.num_degraded += b'"overload:' in body
+        else:
+            self.num_refused += 1
+
+
+def request(user: Id) -> bytes:
+    """The bytes of one request."""
+    body = json.dumps({"user_id": user, "k": K}).encode()
+    head = "POST /v1/retrieve HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
 def figures(load: Load, seconds: float) -> dict[str, float]:
@@ -137,7 +158,7 @@ def recovery_s(server: RunningServer) -> float:
 
 def measure(server: RunningServer, seconds: float) -> dict[str, dict[str, float]]:
     """The capacity, then each factor of it."""
-    closed = Load(server, CLOSED_CONNECTIONS)
+    closed = Load(server.address, CLOSED_CONNECTIONS)
     closed.run(1.0, None)
     closed.latencies_s.clear()
     closed.run(seconds, None)
@@ -145,7 +166,7 @@ def measure(server: RunningServer, seconds: float) -> dict[str, dict[str, float]
     found = {"capacity": figures(closed, seconds)}
     capacity = found["capacity"]["answered_per_s"]
     for factor in FACTORS:
-        load = Load(server, OPEN_CONNECTIONS)
+        load = Load(server.address, OPEN_CONNECTIONS)
         load.run(seconds, factor * capacity)
         load.close()
         row = figures(load, seconds)
