@@ -92,8 +92,9 @@ def kuairand() -> Log:
 
     def popular(**changes: Any) -> Configuration:
         rows = changes.pop("rows", "user_and_item")
+        learned = {"popularity": "live"} if changes.pop("live", False) else {}
         strategy = msgspec.structs.replace(default, **changes)
-        return Configuration(strategy, {"rows": rows}, "popularity")
+        return Configuration(strategy, {"rows": rows, **learned}, "popularity")
 
     return Log(
         name="kuairand",
@@ -110,6 +111,8 @@ def kuairand() -> Log:
             "live popularity, full_only": popular(increments=False, popularity=live),
             "live popularity, full_and_increments": popular(popularity=live),
             "live popularity, user rows": popular(popularity=live, rows="user"),
+            "popularity of the increments": popular(live=True),
+            "popularity of the increments, user rows": popular(live=True, rows="user"),
         },
         ordered_day="2022-05-05",
     )
@@ -150,6 +153,10 @@ def globo(data: Path) -> Log:
         configurations={
             **around,
             "no new items": Configuration(without_new, {"rows": "user_and_item"}),
+            "popularity of the increments": Configuration(
+                msgspec.structs.replace(default, popularity=None),
+                {"rows": "user_and_item", "popularity": "live"},
+            ),
             "cosine, full_only": cosine("user", increments=False),
             "cosine, user rows": cosine("user"),
             "cosine, user and item rows": cosine("user_and_item"),

@@ -27,9 +27,10 @@ from twotower.model.touched_rows import Mark, TouchedRows
 from twotower.publishing.delta_rows import DeltaRows
 from twotower.training.batches import BatchMaker
 from twotower.training.increment.frozen_inputs import FrozenInputs
-from twotower.training.increment.item_vectors import encode_items, served_items, with_popularity
+from twotower.training.increment.item_vectors import encode_items, served_items
 from twotower.training.increment.loss_watch import LossWatch
 from twotower.training.increment.notes import Noted, StreamNotes
+from twotower.training.increment.popularity import PopularityCoordinate
 from twotower.training.increment.positives import Positives
 from twotower.training.increment.row_owners import RowOwners
 from twotower.training.increment.settings import IncrementSettings
@@ -93,7 +94,8 @@ class IncrementalUpdate:
             item_table: features of items, for those that are new in the stream.
 
         Raises:
-            ConfigError: there would be no negatives.
+            ConfigError: there would be no negatives, or popularity is to be live without a
+                coordinate.
         """
         if not training.negatives.in_batch and settings.uniform == 0:
             raise ConfigError(
@@ -102,7 +104,6 @@ class IncrementalUpdate:
             )
         self.state = copy.deepcopy(base)
         self.settings = settings
-        self._num_base_items = len(base.items)
         self.offset = first_offset
         """Of the next example to learn from."""
         self.newest_event_time_ms = 0
@@ -111,6 +112,7 @@ class IncrementalUpdate:
             training, id_dropout=IdDropoutSettings(user=0.0, item=0.0, profile=0.0)
         )
         self._notes = StreamNotes(self.state, settings, training.admission, item_table)
+        self._popularity = PopularityCoordinate(self.state, settings)
         self._user_owners, self._item_owners = (
             RowOwners(self.state.users),
             RowOwners(self.state.items),
@@ -164,6 +166,7 @@ class IncrementalUpdate:
         noted, state = self._notes.note(positives), self.state
         self._user_owners.follow(noted.examples.user)
         self._item_owners.follow(noted.examples.item)
+        self._popularity.note(noted.examples.item, noted.examples.event_time_ms)
         if self._items is not None:
             new = np.arange(len(self._items.values), len(state.items))
             self._items.append(encode_items(state, new))
@@ -174,12 +177,17 @@ class IncrementalUpdate:
         return noted
 
     def take_delta_rows(self) -> DeltaRows:
-        """Return what changed since this was called before: touched and admitted IDs."""
+        """Return what changed since this was called before.
+
+        Touched and admitted IDs, and items whose popularity coordinate moved, where that is live.
+        """
         state, tables = self.state, self.state.model.tables
         users = self._user_owners.in_order(_touched(tables["user_id"]).since(Mark.DELTA))
-        items = np.zeros(0, np.int64)
+        items = self._popularity.moved()
         if self._items is None:
-            items = self._item_owners.in_order(_touched(tables["item_id"]).since(Mark.DELTA))
+            touched = self._item_owners.in_order(_touched(tables["item_id"]).since(Mark.DELTA))
+            items = np.union1d(items, touched)
+        items = items[np.argsort(state.items.ids[items])]
         for name in ("user_id", "item_id"):
             _touched(tables[name]).set_mark(Mark.DELTA)
         return DeltaRows(
@@ -187,10 +195,14 @@ class IncrementalUpdate:
             user_embeddings=_rows(tables["user_id"], state.users.rows[users]),
             item_ids=state.items.ids[items],
             item_embeddings=_rows(tables["item_id"], state.items.rows[items]),
-            item_vectors=with_popularity(
-                state, self._num_base_items, items, encode_items(state, items)
-            ),
+            item_vectors=self._popularity.send(items, self._item_vectors(items)),
         )
+
+    def _item_vectors(self, positions: IntArray) -> torch.Tensor:
+        """Return the vectors of items as they are served from now on."""
+        if self._items is None:
+            return encode_items(self.state, positions)
+        return self._items.values[torch.from_numpy(positions)]
 
     def _train(self, noted: Noted) -> float:
         """Take one pass over the examples in their order; return their mean loss."""

@@ -5,7 +5,6 @@ Legend: `N` items, `C` of them in the base's corpus, `D` vector dimension, `n` a
 
 from __future__ import annotations
 
-import math
 from typing import Final
 
 import numpy as np
@@ -17,7 +16,7 @@ from twotower.checkpoint import Checkpoint
 from twotower.data.schema import IntArray
 from twotower.training.profile_tensors import ProfileTensors
 
-__all__ = ["encode_items", "served_items", "with_popularity"]
+__all__ = ["encode_items", "served_items"]
 
 FloatArray = npt.NDArray[np.float32]
 _BATCH: Final = 4096
@@ -53,22 +52,3 @@ def served_items(state: Checkpoint, published: FloatArray | None) -> Tensor:
     others = np.setdiff1d(np.arange(len(state.items)), state.corpus)
     vectors[torch.from_numpy(others)] = encode_items(state, others)
     return vectors
-
-
-def with_popularity(
-    state: Checkpoint, num_known: int, positions: IntArray, vectors: Tensor
-) -> FloatArray:
-    """Return vectors as an index takes them: with the popularity coordinate where the model has it.
-
-    As of the base's cut, as all other items have it; an item that the base does not know, from
-    position `num_known` on, has the least of all.
-    """
-    popularity, temperature = state.meta.model.popularity, state.meta.training.temperature
-    if not popularity.weight:
-        return np.asarray(vectors.numpy())
-    counted = state.popularity.log_popularity(state.meta.window.cut_ms, popularity.smoothing)
-    logarithm = np.full(len(state.items), min(0.0, math.log(popularity.smoothing)), np.float32)
-    logarithm[:num_known] = math.log(popularity.smoothing)
-    logarithm[: len(counted)] = counted
-    weight = np.float32(popularity.weight * temperature)
-    return np.column_stack([vectors.numpy(), weight * logarithm[positions]])

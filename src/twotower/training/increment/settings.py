@@ -21,6 +21,11 @@ class IncrementSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     accumulators: Literal["copy", "fresh"] = "copy"
     """Adagrad's accumulators start as a copy of the full model's, or from zero, which makes the
     first steps of the day long."""
+    popularity: Literal["cut", "live"] = "cut"
+    """live: the model's popularity coordinate follows the trained positives of the stream, and a
+    delta brings every item whose coordinate moved; cut: it stays as of the base's cut."""
+    popularity_step: PositiveFloat = 0.1
+    """Of the log of decayed clicks, above which a live coordinate is sent anew."""
     learning_rate: PositiveFloat = 0.05
     """Of row-wise Adagrad, for the ID rows that learn."""
     batch_size: Positive = 512
