@@ -2,6 +2,7 @@
 
     python benchmarks/bench_training.py --json bench-training.json
     python benchmarks/bench_training.py --quick --without tfrs rechub
+    python benchmarks/bench_training.py --device cuda
 
 1M users, 200k items, ID dimension 64, 4 categorical features of dimension 16 a side, towers
 128-128-64, batch 4,096, listwise with logQ, accidental hits masked. Every system is a process of
@@ -9,6 +10,9 @@ its own on the same examples; they take turns, a few steps each, round after rou
 is the median over the rounds of two neighbours in time: what the machine does beside them meets all
 of them alike. The bound is the arithmetic of both towers and of all logits at the speed of a square
 sgemm in the same rounds.
+
+With `--device cuda` this package, the sgemm and the plain torch peer run there, in float32 without
+TF32, and TorchRec where it is installed; the peers that are made for the CPU are left out.
 """
 
 from __future__ import annotations
@@ -34,9 +38,12 @@ from training_environments import PEER_PACKAGES, environment_python
 FOLDER: Final = Path(__file__).parent
 STEPS: Final = {"ours": 8, "ours_10m": 8, "sgemm": 8, "torch_sparse_adagrad": 3, "rechub": 1}
 """A turn of each system; 4 where nothing is said."""
+CUDA_STEPS: Final = {"ours": 60, "ours_10m": 60, "sgemm": 8, "torch_sparse_adagrad": 30}
+ON_CUDA: Final = ("sgemm", "ours", "torch_sparse_adagrad", "torchrec", "ours_10m")
 ENVIRONMENT_OF: Final = {"tfrs": "tfrs", "tfrs_masked": "tfrs", "rechub": "rechub"}
 SYSTEMS: Final = (
-    "sgemm", "ours", "torch_sparse_adagrad", "tfrs_masked", "tfrs", "rechub", "ours_10m",
+    "sgemm", "ours", "torch_sparse_adagrad", "tfrs_masked", "tfrs", "rechub", "torchrec",
+    "ours_10m",
 )  # fmt: skip
 MEMORY_SIZES: Final = (2_048, 4_096, 8_192)
 
@@ -44,9 +51,10 @@ MEMORY_SIZES: Final = (2_048, 4_096, 8_192)
 class Worker:
     """A system in its process, asked for steps."""
 
-    def __init__(self, name: str, python: Path, threads: int) -> None:
-        words = [str(python), str(FOLDER / "training_workers.py"), name, str(threads)]
+    def __init__(self, name: str, python: Path, threads: int, device: str) -> None:
+        words = [str(python), str(FOLDER / "training_workers.py"), name, str(threads), device]
         self.name = name
+        self._steps = (STEPS if device == "cpu" else CUDA_STEPS).get(name, 4)
         self.process = subprocess.Popen(
             words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
@@ -55,7 +63,7 @@ class Worker:
     def rate(self) -> float:
         """Return the examples a second of one turn."""
         assert self.process.stdin is not None
-        self.process.stdin.write(f"{STEPS.get(self.name, 4)}\n")
+        self.process.stdin.write(f"{self._steps}\n")
         self.process.stdin.flush()
         answer = self._answer()
         return float(answer["examples"]) / float(answer["seconds"])
@@ -80,12 +88,13 @@ def main() -> None:
     began = time.perf_counter()
     notes: dict[str, str] = {}
     rates = take_turns(arguments, notes)
-    figures = ratios(rates) | loss_figures() | loader_figures(arguments.loader_rows)
+    figures = ratios(rates) | loss_figures(arguments.device) | loader_figures(arguments.loader_rows)
     report = {
         **{name: float(f"{value:.6g}") for name, value in figures.items()},
         "not_measured": notes or None,
         "parameters": {
             "batch": workload.BATCH, "threads": arguments.threads, "rounds": arguments.rounds,
+            "device": arguments.device,
             "users": workload.NUM_USERS, "items": workload.NUM_ITEMS,
         },
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python "
@@ -105,6 +114,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--quick", action="store_true", help="5 rounds instead of 15")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--without", nargs="*", default=[], choices=SYSTEMS)
     parser.add_argument(
         "--environments",
@@ -125,6 +135,9 @@ def take_turns(arguments: argparse.Namespace, notes: dict[str, str]) -> list[dic
         if name in arguments.without:
             notes[name] = "left out by --without"
             continue
+        if arguments.device == "cuda" and name not in ON_CUDA:
+            notes[name] = "measured on the CPU"
+            continue
         try:
             workers.append(start(name, arguments))
         except (RuntimeError, OSError) as error:
@@ -141,7 +154,7 @@ def start(name: str, arguments: argparse.Namespace) -> Worker:
     if name in ENVIRONMENT_OF:
         assert ENVIRONMENT_OF[name] in PEER_PACKAGES
         python = environment_python(ENVIRONMENT_OF[name], arguments.environments)
-    return Worker(name, python, arguments.threads)
+    return Worker(name, python, arguments.threads, arguments.device)
 
 
 def ratios(rounds: list[dict[str, float]]) -> dict[str, float]:
@@ -161,11 +174,11 @@ def ratios(rounds: list[dict[str, float]]) -> dict[str, float]:
     return {name: median(values) for name, values in found.items() if values}
 
 
-def loss_figures() -> dict[str, float]:
+def loss_figures(device: str) -> dict[str, float]:
     """Return the memory of the loss and the error of its gradients, each in a fresh process."""
 
     def ask(*words: str) -> float:
-        command = [sys.executable, str(FOLDER / "training_ours.py"), *words]
+        command = [sys.executable, str(FOLDER / "training_ours.py"), device, *words]
         found = subprocess.run(command, capture_output=True, text=True, check=True)
         return float(json.loads(found.stdout))
 

@@ -2,7 +2,7 @@
 
 Run as a program it prints the peak of memory that one loss takes beyond what was there before:
 
-    python training_ours.py memory tiled 4096
+    python training_ours.py cpu memory tiled 4096
 """
 
 from __future__ import annotations
@@ -20,10 +20,13 @@ from torch.nn import functional
 
 import training_workload as workload
 from training_state import examples_of, make_state, training_settings
+from twotower.model.column_table import find_hits
 from twotower.model.logits import Columns, LogitRules, training_logits
 from twotower.model.losses import listwise
 from twotower.model.tiled_listwise import tiled_listwise
-from twotower.training.batches import BatchMaker
+from twotower.training.batches import Batch, BatchMaker
+from twotower.training.device import made_ahead, moved, training_device
+from twotower.training.settings import DeviceName
 from twotower.training.step import Stepper, load_adam
 
 __all__ = ["BYTES_PER_USER", "gradient_error", "steps_of"]
@@ -33,38 +36,51 @@ BYTES_PER_USER: Final = 4 * (workload.ID_DIM + 1)
 _RULES: Final = LogitRules(workload.TEMPERATURE, True, in_batch=True, per_positive=None)
 
 
-def steps_of(threads: int, num_users: int, num_batches: int) -> Callable[[int], int]:
+def steps_of(
+    threads: int, num_users: int, num_batches: int, device_name: DeviceName = "cpu"
+) -> Callable[[int], int]:
     """Return a function that takes the next so many steps, each with its batch made anew."""
     torch.set_num_threads(threads)
     task = workload.draw(num_batches * workload.BATCH, num_users=num_users)
     training = training_settings(threads)
     state = make_state(task, training)
     examples = examples_of(task)
-    maker = BatchMaker(state, examples, task.log_probability, training, training.full)
-    adam = load_adam(state.model, {}, training.full.dense_learning_rate)
-    stepper, generator, done = (
-        Stepper(state.model, adam, training, training.full),
-        torch.Generator(),
-        0,
+    device = training_device(device_name)
+    maker = BatchMaker(
+        state,
+        examples,
+        task.log_probability,
+        training,
+        training.full,
+        finds_hits=device.type != "cpu",
     )
+    state.model.move_to(device)
+    adam = load_adam(state.model, {}, training.full.dense_learning_rate)
+    stepper, done = Stepper(state.model, adam, training, training.full), 0
+
+    def make(number: int) -> tuple[Batch, torch.Generator]:
+        place = number % num_batches * workload.BATCH
+        generator = torch.Generator().manual_seed(number)
+        batch = maker.make(np.arange(place, place + workload.BATCH), generator)
+        return moved(batch, device), generator
 
     def steps(count: int) -> int:
         nonlocal done
-        for _ in range(count):
-            place = done % num_batches * workload.BATCH
-            generator.manual_seed(done)
-            batch = maker.make(np.arange(place, place + workload.BATCH), generator)
-            stepper.step(batch, generator)
-            done += 1
+        for batch, generator in made_ahead(make, range(done, done + count), device):
+            loss = stepper.start(batch, generator)
+            if device.type == "cpu":
+                loss.item()
+        done += count
+        loss.item()  # waits for the last one
         return count * workload.BATCH
 
     steps(2)
     return steps
 
 
-def gradient_error() -> float:
+def gradient_error(device: torch.device) -> float:
     """Return the largest relative error of a gradient against the plain form's in float64."""
-    users, vectors, places, columns, weight = _batch(workload.BATCH)
+    users, vectors, places, columns, weight = _batch(workload.BATCH, device)
     inputs = [users, vectors]
     tiled = tiled_listwise(users, vectors, places, columns, _RULES, weight)
     found = torch.autograd.grad(tiled, inputs)
@@ -77,7 +93,7 @@ def gradient_error() -> float:
     return max(errors)
 
 
-def _batch(size: int) -> tuple[Tensor, Tensor, Tensor, Columns, Tensor]:
+def _batch(size: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Columns, Tensor]:
     generator = torch.Generator().manual_seed(0)
     task = workload.draw(size)
     items = torch.from_numpy(task.item)
@@ -85,10 +101,13 @@ def _batch(size: int) -> tuple[Tensor, Tensor, Tensor, Columns, Tensor]:
 
     def unit(count: int) -> Tensor:
         made = torch.randn(count, workload.VECTOR_DIM, generator=generator)
-        return functional.normalize(made, dim=1).requires_grad_()
+        return functional.normalize(made, dim=1).to(device).requires_grad_()
 
     columns = Columns(items, torch.from_numpy(task.log_probability) + float(np.log(size)))
-    return unit(size), unit(len(distinct)), places, columns, torch.ones(size)
+    hits = find_hits(columns, places, size, in_batch=True)
+    columns = moved(columns if device.type == "cpu" else columns._replace(hits=hits), device)
+    weight = torch.ones(size, device=device)
+    return unit(size), unit(len(distinct)), places.to(device), columns, weight
 
 
 def _plain(
@@ -99,10 +118,13 @@ def _plain(
     return (losses * weight).sum() / weight.sum()
 
 
-def _peak_mb(kind: str, size: int) -> float:
-    """Return by how much loss and gradients raise the peak of this process's memory, in MB."""
-    few = _batch(64)
-    batch = _batch(size)
+def _peak_mb(kind: str, size: int, device: torch.device) -> float:
+    """Return by how much loss and gradients raise the peak of memory, in MB.
+
+    Of this process's, or of the device's.
+    """
+    few = _batch(64, device)
+    batch = _batch(size, device)
 
     def loss(kind: str, given: tuple[Tensor, Tensor, Tensor, Columns, Tensor]) -> Tensor:
         users, vectors, places, columns, weight = given
@@ -111,6 +133,11 @@ def _peak_mb(kind: str, size: int) -> float:
         return tiled_listwise(users, vectors, places, columns, _RULES, weight)
 
     loss(kind, few).backward()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        held = torch.cuda.memory_allocated()
+        loss(kind, batch).backward()
+        return (torch.cuda.max_memory_allocated() - held) / 2**20
     Path("/proc/self/clear_refs").write_text("5")
     before = _status_mb("VmRSS")
     for _ in range(2):
@@ -124,7 +151,8 @@ def _status_mb(key: str) -> float:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "memory":
-        sys.stdout.write(json.dumps(_peak_mb(sys.argv[2], int(sys.argv[3]))))
+    asked_device = training_device("cuda" if sys.argv[1] == "cuda" else "cpu")
+    if sys.argv[2] == "memory":
+        sys.stdout.write(json.dumps(_peak_mb(sys.argv[3], int(sys.argv[4]), asked_device)))
     else:
-        sys.stdout.write(json.dumps(gradient_error()))
+        sys.stdout.write(json.dumps(gradient_error(asked_device)))

@@ -27,10 +27,10 @@ Stepper = Callable[[int], int]
 
 def main() -> None:
     """Serve the steps of one system until the input ends."""
-    name, threads = sys.argv[1], int(sys.argv[2])
+    name, threads, device = sys.argv[1], int(sys.argv[2]), sys.argv[3]
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what a library prints is no answer
-    steps, said = WORKERS[name](threads)
+    steps, said = WORKERS[name](threads, device)
     answers.write(json.dumps({"ready": name, **said}) + "\n")
     for line in sys.stdin:
         began = time.perf_counter()
@@ -39,30 +39,34 @@ def main() -> None:
         answers.write(json.dumps({"examples": examples, "seconds": seconds}) + "\n")
 
 
-def _ours(threads: int, num_users: int = workload.NUM_USERS) -> tuple[Stepper, dict[str, Any]]:
+def _ours(
+    threads: int, device: str, num_users: int = workload.NUM_USERS
+) -> tuple[Stepper, dict[str, Any]]:
     """This package: the batches and steps of its own passes."""
     training_ours = importlib.import_module("training_ours")
-    steps: Stepper = training_ours.steps_of(threads, num_users, NUM_BATCHES)
+    steps: Stepper = training_ours.steps_of(threads, num_users, NUM_BATCHES, device)
     return steps, {"bytes_per_user": training_ours.BYTES_PER_USER}
 
 
-def _sgemm(threads: int) -> tuple[Stepper, dict[str, Any]]:
+def _sgemm(threads: int, device: str) -> tuple[Stepper, dict[str, Any]]:
     """The bound: one square product of matrices a step; "examples" are its operations."""
     torch: Any = importlib.import_module("torch")
     torch.set_num_threads(threads)
-    size = 2048
-    left, right, out = torch.randn(size, size), torch.randn(size, size), torch.empty(size, size)
+    size = 2048 if device == "cpu" else 8192
+    left, right, out = (torch.randn(size, size, device=device) for _ in range(3))
 
     def steps(count: int) -> int:
         for _ in range(count):
             torch.mm(left, right, out=out)
+        if device == "cuda":
+            torch.cuda.synchronize()
         return 2 * size**3 * count
 
     steps(2)
     return steps, {}
 
 
-def _torch_sparse_adagrad(threads: int) -> tuple[Stepper, dict[str, Any]]:
+def _torch_sparse_adagrad(threads: int, device: str) -> tuple[Stepper, dict[str, Any]]:
     """`nn.Embedding(sparse=True)`, Adagrad, cross-entropy over all logits, logQ, nothing masked."""
     torch: Any = importlib.import_module("torch")
     torch.set_num_threads(threads)
@@ -86,15 +90,15 @@ def _torch_sparse_adagrad(threads: int) -> tuple[Stepper, dict[str, Any]]:
             features = self.fields(fields + self.offsets).flatten(1)
             return functional.normalize(self.dense(torch.cat([self.ids(ids), features], 1)), dim=1)
 
-    users = Tower(workload.NUM_USERS, workload.USER_CARDINALITIES)
-    items = Tower(workload.NUM_ITEMS, workload.ITEM_CARDINALITIES)
+    users = Tower(workload.NUM_USERS, workload.USER_CARDINALITIES).to(device)
+    items = Tower(workload.NUM_ITEMS, workload.ITEM_CARDINALITIES).to(device)
     optimizer = torch.optim.Adagrad([*users.parameters(), *items.parameters()], lr=0.02)
     columns = {name: torch.from_numpy(values) for name, values in _columns().items()}
-    target, turn = torch.arange(workload.BATCH), _Turns()
+    target, turn = torch.arange(workload.BATCH, device=device), _Turns()
 
     def steps(count: int) -> int:
         for part in turn.take(count):
-            batch = {name: values[part] for name, values in columns.items()}
+            batch = {name: values[part].to(device) for name, values in columns.items()}
             user_vectors = users(batch["user"], batch["user_features"])
             item_vectors = items(batch["item"], batch["item_features"])
             logits = user_vectors @ item_vectors.T / workload.TEMPERATURE
@@ -102,13 +106,73 @@ def _torch_sparse_adagrad(threads: int) -> tuple[Stepper, dict[str, Any]]:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+        loss.item()  # waits for the last one
         return count * workload.BATCH
 
     steps(2)
     return steps, {"version": torch.__version__}
 
 
-def _tfrs(threads: int, *, masked: bool) -> tuple[Stepper, dict[str, Any]]:
+def _torchrec(threads: int, device: str) -> tuple[Stepper, dict[str, Any]]:
+    """TorchRec's fused tables with row-wise Adagrad, cross-entropy over all logits, logQ."""
+    torch: Any = importlib.import_module("torch")
+    torchrec: Any = importlib.import_module("torchrec")
+    fused: Any = importlib.import_module("torchrec.modules.fused_embedding_modules")
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    nn, functional = torch.nn, torch.nn.functional
+
+    class Tower(nn.Module):  # type: ignore[misc, name-defined, unused-ignore]
+        def __init__(self, size: int, cardinalities: tuple[int, ...]) -> None:
+            super().__init__()
+            sizes = [(size, workload.ID_DIM), *((n, workload.FEATURE_DIM) for n in cardinalities)]
+            self.names = [f"field_{place}" for place in range(len(sizes))]
+            tables = [
+                torchrec.EmbeddingBagConfig(
+                    num_embeddings=rows, embedding_dim=dim, name=name, feature_names=[name]
+                )
+                for name, (rows, dim) in zip(self.names, sizes, strict=True)
+            ]
+            self.tables = fused.FusedEmbeddingBagCollection(
+                tables, torchrec.optim.RowWiseAdagrad, {"lr": 0.02}, device=torch.device(device)
+            )
+            inputs = workload.ID_DIM + len(cardinalities) * workload.FEATURE_DIM
+            self.dense = nn.Sequential(
+                nn.Linear(inputs, workload.HIDDEN), nn.ReLU(),
+                nn.Linear(workload.HIDDEN, workload.VECTOR_DIM),
+            ).to(device)  # fmt: skip
+
+        def forward(self, ids: Any, fields: Any) -> Any:
+            values = torch.cat([ids[:, None], fields], 1).T.contiguous().flatten()
+            jagged = torchrec.KeyedJaggedTensor(
+                self.names, values, lengths=torch.ones_like(values, dtype=torch.int32)
+            )
+            return functional.normalize(self.dense(self.tables(jagged).values()), dim=1)
+
+    users = Tower(workload.NUM_USERS, workload.USER_CARDINALITIES)
+    items = Tower(workload.NUM_ITEMS, workload.ITEM_CARDINALITIES)
+    adam = torch.optim.Adam([*users.dense.parameters(), *items.dense.parameters()])
+    columns = {name: torch.from_numpy(values) for name, values in _columns().items()}
+    target, turn = torch.arange(workload.BATCH, device=device), _Turns()
+
+    def steps(count: int) -> int:
+        for part in turn.take(count):
+            batch = {name: values[part].to(device) for name, values in columns.items()}
+            user_vectors = users(batch["user"], batch["user_features"])
+            item_vectors = items(batch["item"], batch["item_features"])
+            logits = user_vectors @ item_vectors.T / workload.TEMPERATURE
+            loss = functional.cross_entropy(logits - batch["log_probability"], target)
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+        loss.item()  # waits for the last one
+        return count * workload.BATCH
+
+    steps(2)
+    return steps, {"version": torchrec.__version__}
+
+
+def _tfrs(threads: int, _device: str, *, masked: bool) -> tuple[Stepper, dict[str, Any]]:
     """TensorFlow Recommenders' retrieval task, Adagrad, compiled, fed by `tf.data`."""
     os.environ["TF_USE_LEGACY_KERAS"] = "1"
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
@@ -164,7 +228,7 @@ def _tfrs(threads: int, *, masked: bool) -> tuple[Stepper, dict[str, Any]]:
     return steps, {"version": tf.__version__}
 
 
-def _rechub(threads: int) -> tuple[Stepper, dict[str, Any]]:
+def _rechub(threads: int, _device: str) -> tuple[Stepper, dict[str, Any]]:
     """torch-rechub's DSSM by its own trainer, in-batch negatives, Adam; 32 wide everywhere.
 
     Its embedding layer refuses features of different widths.
@@ -222,13 +286,14 @@ def _columns() -> dict[str, Any]:
     return workload.as_columns(workload.draw(NUM_BATCHES * workload.BATCH))
 
 
-WORKERS: Final[dict[str, Callable[[int], tuple[Stepper, dict[str, Any]]]]] = {
+WORKERS: Final[dict[str, Callable[[int, str], tuple[Stepper, dict[str, Any]]]]] = {
     "sgemm": _sgemm,
     "ours": _ours,
-    "ours_10m": lambda threads: _ours(threads, 10 * workload.NUM_USERS),
+    "ours_10m": lambda threads, device: _ours(threads, device, 10 * workload.NUM_USERS),
     "torch_sparse_adagrad": _torch_sparse_adagrad,
-    "tfrs": lambda threads: _tfrs(threads, masked=False),
-    "tfrs_masked": lambda threads: _tfrs(threads, masked=True),
+    "tfrs": lambda threads, device: _tfrs(threads, device, masked=False),
+    "tfrs_masked": lambda threads, device: _tfrs(threads, device, masked=True),
+    "torchrec": _torchrec,
     "rechub": _rechub,
 }
 

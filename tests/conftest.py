@@ -31,6 +31,7 @@ def pytest_configure() -> None:
     os.environ.pop("COLUMNS", None)
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[variable] = "1"
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # bit for bit is the CPU's promise
 
 
 def _refuse_skip(report: Any) -> Any:

@@ -29,11 +29,11 @@ pytestmark = pytest.mark.slow
 NUM_MOMENTS = 20
 SAVES = "save_every_steps = 2"
 
-STEP = "            loss = self._stepper.step("
-SAVED = "start=cursor.start + len(indices), times_stepped=cursor.times_stepped + stepped"
+STEP = "            loss = losses.add(self._stepper.start("
+SAVED = "start=cursor.start + len(made.indices), times_stepped=cursor.times_stepped + stepped"
 SAVE_BEFORE_STEP = f"""
             if self.keeper is not None:
-                stepped = np.isin(np.arange(len(order)), indices).astype(np.uint8)
+                stepped = np.isin(np.arange(len(order)), made.indices).astype(np.uint8)
                 early = cursor._replace({SAVED})
                 self.keeper.save(self._state, self.adam, early, -(-early.start // self._batch_size))
 """

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from twotower.model import column_table
 from twotower.model import tiled_listwise as module
 from twotower.model.lanes import num_lanes
 from twotower.model.logits import Columns, KnownPositives, LogitRules, training_logits
@@ -69,8 +70,10 @@ def make_case(num_rows: int, num_uniform: int, sharing: str, *, num_items: int =
     )
 
 
-def rules_of(temperature: float = 0.1, *, correct_positive: bool = True) -> LogitRules:
-    return LogitRules(temperature, correct_positive, in_batch=True, per_positive=None)
+def rules_of(
+    temperature: float = 0.1, *, correct_positive: bool = True, in_batch: bool = True
+) -> LogitRules:
+    return LogitRules(temperature, correct_positive, in_batch=in_batch, per_positive=None)
 
 
 def plain(case: Case, rules: LogitRules) -> Tensor:
@@ -127,6 +130,50 @@ def test_logits_of_any_size_are_exact(
     assert_equal_forms(case, rules)
     case.columns.log_count[::7] += 100.0
     assert_equal_forms(case, rules)
+
+
+@pytest.mark.parametrize("sharing", ["an item", "shown or hidden", "a column"])
+@pytest.mark.parametrize("temperature", [1.0, 0.1, 0.02, 0.003])
+@pytest.mark.parametrize("correct_positive", [True, False])
+def test_uniform_negatives_alone_equal_the_plain_form(
+    temperature: float, sharing: str, correct_positive: bool, threads: int
+) -> None:
+    case = make_case(200, 150, sharing)
+    rules = rules_of(temperature, correct_positive=correct_positive, in_batch=False)
+    assert_equal_forms(case, rules)
+    corrected = case._replace(columns=case.columns._replace(log_count=torch.zeros(350)))
+    assert_equal_forms(corrected, rules)
+    rows = torch.arange(200).repeat(6)
+    items = torch.randint(NUM_ITEMS, (len(rows),), generator=torch.Generator().manual_seed(1))
+    spared = case._replace(columns=case.columns._replace(known=KnownPositives(rows, items)))
+    assert_equal_forms(spared, rules)
+    assert plain(spared, rules) < plain(case, rules)
+
+
+@pytest.mark.parametrize("can_bound", [True, False])
+def test_a_row_whose_every_column_is_its_positive_has_no_loss(
+    can_bound: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(column_table, "_can_bound", lambda _: can_bound)
+    case = make_case(3, 20, "an item", num_items=1)
+    rules = rules_of(in_batch=False)
+    assert_equal_forms(case, rules)
+    loss = tiled_listwise(*case[:4], rules, case.weight)
+    torch.testing.assert_close(loss, torch.tensor(0.0), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("in_batch", [True, False])
+def test_rows_that_are_shifted_unasked_equal_the_plain_form(
+    in_batch: bool, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(column_table, "_can_bound", lambda _: False)
+    assert_equal_forms(make_case(200, 60, "shown or hidden"), rules_of(in_batch=in_batch))
+
+
+def test_another_device_takes_larger_tiles() -> None:
+    cpu, other = torch.device("cpu"), torch.device("meta")
+    assert module._tile_rows(100, cpu) == 2**12 // 100
+    assert module._tile_rows(1000, other) == 2**24 // 1000
 
 
 def test_a_vector_of_several_columns_counts_for_each_of_them() -> None:

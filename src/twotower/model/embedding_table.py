@@ -14,7 +14,7 @@ from torch.nn import functional
 from twotower.model.growing_rows import GrowingRows
 from twotower.model.touched_rows import TouchedRows
 
-__all__ = ["EmbeddingTable", "Lookup"]
+__all__ = ["EmbeddingTable", "Lookup", "distinct_unsized"]
 
 _EPSILON = 1e-8
 _MARK_BELOW = 8
@@ -46,7 +46,7 @@ class Lookup:
         """
         rows = self.inverse[start:]
         if len(rows) == 0:
-            return torch.zeros(len(offsets), self._table.dim)
+            return self._values.new_zeros(len(offsets), self._table.dim)
         return functional.embedding_bag(rows, self._values, offsets, mode="mean")
 
     def apply_gradient(self, learning_rate: float) -> None:
@@ -60,6 +60,8 @@ def _distinct(rows: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
 
     Marking a small table is cheaper than sorting; for a large one it would cost its length.
     """
+    if rows.device.type != "cpu":
+        return distinct_unsized(rows)
     if num_rows > _MARK_BELOW * len(rows):
         distinct, inverse = torch.unique(rows, return_inverse=True)
         return distinct, inverse
@@ -67,6 +69,20 @@ def _distinct(rows: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
     is_looked_up[rows] = True
     rank = is_looked_up.cumsum(0) - 1
     return is_looked_up.nonzero()[:, 0], rank.index_select(0, rows)
+
+
+def distinct_unsized(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the distinct rows, ascending, filled up to `[n]`, and the place of each: `[n]`.
+
+    How many are distinct is known to the device alone: to ask would be to wait for it. The rest
+    repeats the first row, at places that no row has, so it gets a gradient of zero.
+    """
+    in_order, order = torch.sort(rows)
+    is_next = torch.zeros_like(in_order)
+    is_next[1:] = in_order[1:] != in_order[:-1]
+    place = is_next.cumsum(0)
+    distinct = in_order[:1].repeat(len(rows)).scatter_(0, place, in_order)
+    return distinct, torch.empty_like(place).scatter_(0, order, place)
 
 
 class EmbeddingTable:
@@ -140,7 +156,7 @@ class EmbeddingTable:
         (Duchi et al. 2011) with one accumulator a row, as in Naumov et al. 2019 (DLRM).
 
         Args:
-            rows: `[u]`, distinct.
+            rows: `[u]`, distinct but for some whose gradient is zero.
             gradient: `[u, D]`.
             learning_rate: step size.
         """
@@ -148,8 +164,8 @@ class EmbeddingTable:
             moves = self.touched.may_move(rows)
             rows, gradient = rows[moves], gradient[moves]
             self.touched.note(rows)
-        accumulator = self.accumulator.index_select(0, rows) + gradient.square().mean(1)
-        self.accumulator.index_copy_(0, rows, accumulator)
+        self.accumulator.index_add_(0, rows, gradient.square().mean(1))
+        accumulator = self.accumulator.index_select(0, rows)
         step = learning_rate / (accumulator.sqrt() + _EPSILON)
         self.weight.index_add_(0, rows, step[:, None] * gradient, alpha=-1)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from twotower.model.negatives import accidental_hits, choose_columns, columns_holding
 
-__all__ = ["Columns", "KnownPositives", "LogitRules", "training_logits"]
+__all__ = ["Columns", "Hits", "KnownPositives", "LogitRules", "training_logits"]
 
 
 class KnownPositives(NamedTuple):
@@ -26,6 +26,15 @@ class KnownPositives(NamedTuple):
     """`int64[E]` item positions."""
 
 
+class Hits(NamedTuple):
+    """Pairs of a row and what is no negative of it; a pair may occur more than once."""
+
+    rows: Tensor
+    """`int64[h]`, ascending."""
+    places: Tensor
+    """`int64[h]`, see `column_table.find_hits`."""
+
+
 class Columns(NamedTuple):
     """The items that every row of a batch is scored against; row `i`'s positive is column `i`."""
 
@@ -35,6 +44,8 @@ class Columns(NamedTuple):
     """`float32[C]`, log of the expected count among the sampled columns."""
     known: KnownPositives | None = None
     """No negatives of their rows either; None for none."""
+    hits: Hits | None = None
+    """For `tiled_listwise`, found beforehand; None where the loss should find them."""
 
 
 class LogitRules(NamedTuple):
@@ -70,7 +81,7 @@ def training_logits(
     positives = (logits if rules.correct_positive else plain).diagonal()
     hits = accidental_hits(columns.items[:num_rows], columns.items)
     if columns.known is not None:
-        own = torch.arange(num_rows)
+        own = torch.arange(num_rows, device=scores.device)
         hits[columns_holding(*columns.known, columns.items, own)] = True
     negatives = logits.masked_fill(hits, -torch.inf)
     first = 0 if rules.in_batch else num_rows
@@ -78,7 +89,7 @@ def training_logits(
     if rules.per_positive is None:
         return positives, negatives
     width = num_columns - first
-    chosen = choose_columns(num_rows, width, rules.per_positive, generator)
+    chosen = choose_columns(num_rows, width, rules.per_positive, generator).to(scores.device)
     # Only k of the columns are drawn, so every expected count shrinks by k / width.
     shrink = math.log(rules.per_positive / width) if rules.is_corrected else 0.0
     if rules.correct_positive:

@@ -56,7 +56,8 @@ def columns_holding(
     first = torch.searchsorted(in_order, items)
     counts = torch.searchsorted(in_order, items, right=True) - first
     before = counts.cumsum(0) - counts
-    place = torch.arange(int(counts.sum())) - torch.repeat_interleave(before - first, counts)
+    numbers = torch.arange(int(counts.sum()), device=counts.device)
+    place = numbers - torch.repeat_interleave(before - first, counts)
     found, columns = torch.repeat_interleave(rows, counts), order[place]
     is_other = columns != own[found]
     by_row = torch.argsort(found[is_other], stable=True)

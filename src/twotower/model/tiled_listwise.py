@@ -9,8 +9,11 @@ things that the plain form does to every logit are done to every column instead:
   row's own column, which counts for the row with its own expected count alone;
 - the correction is a weight of the column, `exp(s - c) = exp(s) exp(-c)`, and so part of a product;
 - scores are bounded by the lengths of the vectors, so that no row needs its maximum, unless the
-  bound leaves the range of float32: then every row is shifted by it as usual.
+  bound leaves the range of float32: then every row is shifted by it as usual. So it is on other
+  devices than the CPU, where asking for the bound costs more than the shift.
 
+Where the batch is no source of negatives the uniform columns stand alone, each a vector of its own,
+and a row's positive is a term beside them.
 The two forms are tested against each other. Legend: `B` examples, `C` columns, `V` distinct vectors
 of the columns, `D` dimension.
 """
@@ -19,22 +22,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
+from twotower.model.column_table import ColumnTable, weigh, weigh_uniform
 from twotower.model.lanes import num_lanes, run_in_lanes
 from twotower.model.logits import Columns, LogitRules
-from twotower.model.negatives import columns_holding
 
 __all__ = ["tiled_listwise"]
 
 _TILE_LOGITS: Final = 2**19
 """Two megabytes of float32, which stay in the cache of a core."""
+_DEVICE_TILE_LOGITS: Final = 2**24
+"""64 megabytes on another device, for which small tiles are little work each."""
 _MIN_TILE_ROWS: Final = 16
-_MAX_EXPONENT: Final = 75.0
-"""`exp` of it, summed over a batch, and its inverse are normal numbers of float32."""
 
 
 def tiled_listwise(
@@ -52,7 +55,7 @@ def tiled_listwise(
         vectors: `[V, D]` item vectors, each of at least one column.
         places: `int64[C]`, each column's vector; row `i`'s positive is column `i`.
         columns: what the columns hold.
-        rules: settings; the batch must be one of the sources and all negatives used.
+        rules: settings; all negatives must be used.
         weight: `[B]`.
     """
     share = weight / weight.sum()
@@ -75,21 +78,33 @@ class _TiledListwise(torch.autograd.Function):
         wants_items: bool = ctx.needs_input_grad[1]
         scaled = users / rules.temperature
         own = places[: len(users)]
-        table = _weigh(scaled, vectors, places, columns, rules)
-        log_total, user_gradient = torch.empty(len(users)), torch.empty_like(users)
+        own_vectors = vectors[own]
+        own_log_weight = scaled.new_zeros(len(scaled))
+        if rules.correct_positive:
+            own_log_weight = -columns.log_count[: len(scaled)]
+        positives = (scaled * own_vectors).sum(1) + own_log_weight
+        if rules.in_batch:
+            table = weigh(scaled, vectors, places, columns, own_log_weight)
+        else:
+            table = weigh_uniform(scaled, vectors, places, columns, positives)
+        log_total, user_gradient = scaled.new_empty(len(users)), torch.empty_like(users)
         parts: list[Callable[[], Tensor]] = [
             partial(_walk, table, scaled, share, rows, log_total, user_gradient, wants_items)
-            for rows in _split(len(users), num_lanes())
+            for rows in _split(len(users), num_lanes() if users.device.type == "cpu" else 1)
         ]
         first, *others = run_in_lanes(parts)
         item_gradient = sum(others, start=first)
-        own_vectors = vectors[own]
-        user_gradient.addcmul_(own_vectors, share[:, None], value=-1).div_(rules.temperature)
+        pull = -share
+        if table.positives is not None:
+            pull = share * (table.positives - log_total).exp().sub_(1)
+        user_gradient.addcmul_(own_vectors, pull[:, None]).div_(rules.temperature)
         if wants_items:
             item_gradient = item_gradient.mul_(table.weight[:, None])
-            item_gradient.index_add_(0, own, scaled * -share[:, None])
+            if not rules.in_batch:
+                of_columns, item_gradient = item_gradient, torch.zeros_like(vectors)
+                item_gradient.index_add_(0, places[len(users) :], of_columns)
+            item_gradient.index_add_(0, own, scaled * pull[:, None])
         ctx.save_for_backward(user_gradient, item_gradient)
-        positives = (scaled * own_vectors).sum(1) + table.own_log_weight
         return ((log_total - positives) * share).sum()
 
     @staticmethod
@@ -103,61 +118,6 @@ class _TiledListwise(torch.autograd.Function):
         return user_gradient * outer, of_items, None, None, None, None
 
 
-class _Table(NamedTuple):
-    """The distinct vectors that every row is scored against."""
-
-    transposed: Tensor
-    """`[D, V]`."""
-    weighted: Tensor
-    """`[V, D]`, the vectors times their weights."""
-    weight: Tensor
-    """`[V]`, of each vector's `exp(score)`; ones where logits are shifted row by row."""
-    log_weight: Tensor | None
-    """`[V]`, to be added to the logits there; None where no shift is needed."""
-    highest: Tensor
-    """Scalar, log of the largest weight, by which all were divided."""
-    own: Tensor
-    """`int64[B]`, where each row's positive is."""
-    own_log_weight: Tensor
-    """`[B]`, log weight of the positive alone."""
-    own_factor: Tensor
-    """`[B]`, what makes of that vector's weight the positive's own; a logarithm where shifted."""
-    hit_rows: Tensor
-    """`int64[h]`, ascending: rows with a column that is no negative of theirs; see `_find_hits`."""
-    hit_places: Tensor
-    """`int64[h]`, that column."""
-
-
-def _weigh(
-    scaled: Tensor, vectors: Tensor, places: Tensor, columns: Columns, rules: LogitRules
-) -> _Table:
-    own = places[: len(scaled)]
-    log_weight = _log_sum(-columns.log_count, places, len(vectors))
-    highest = log_weight.max()
-    log_weight -= highest
-    own_log_weight = torch.zeros(len(scaled))
-    if rules.correct_positive:
-        own_log_weight = -columns.log_count[: len(scaled)]
-    own_log_factor = own_log_weight - highest - log_weight[own]
-    bound = scaled.norm(dim=1).max() * vectors.norm(dim=1).max()
-    spread = own_log_factor.abs().max() - log_weight.min()
-    is_bounded = bool(bound + spread <= _MAX_EXPONENT)
-    weight = log_weight.exp() if is_bounded else torch.ones_like(log_weight)
-    hit_rows, hit_places = _find_hits(columns, places, len(scaled))
-    return _Table(
-        vectors.T.contiguous(), vectors * weight[:, None], weight,
-        None if is_bounded else log_weight, highest, own, own_log_weight,
-        own_log_factor.exp() if is_bounded else own_log_factor, hit_rows, hit_places,
-    )  # fmt: skip
-
-
-def _log_sum(values: Tensor, places: Tensor, size: int) -> Tensor:
-    """Return the log of the sum of `exp(value)` by place, `[size]`; minus infinity of none."""
-    highest = torch.full((size,), -torch.inf).scatter_reduce_(0, places, values, "amax")
-    total = torch.zeros(size).index_add_(0, places, (values - highest[places]).exp())
-    return total.log() + highest
-
-
 def _split(num_rows: int, parts: int) -> list[range]:
     """Return the rows in as many runs, or fewer, as even as can be."""
     size = -(-num_rows // parts)
@@ -165,7 +125,7 @@ def _split(num_rows: int, parts: int) -> list[range]:
 
 
 def _walk(
-    table: _Table,
+    table: ColumnTable,
     scaled: Tensor,
     share: Tensor,
     rows: range,
@@ -177,16 +137,17 @@ def _walk(
 
     Where item vectors are constants nothing is computed for them, and zeros of no width returned.
     """
-    size = max(_MIN_TILE_ROWS, _TILE_LOGITS // len(table.weight))
+    size = _tile_rows(len(table.weight), scaled.device)
     tiles = [slice(n, min(n + size, rows.stop)) for n in range(rows.start, rows.stop, size)]
-    bounds = torch.tensor([rows.start, *(tile.stop for tile in tiles)])
-    hits = torch.searchsorted(table.hit_rows, bounds).tolist()
+    hits = _split_hits(table.hits.rows, tiles, is_all=len(tiles) == 1 and len(rows) == len(scaled))
     item_gradient = torch.zeros_like(table.weighted if wants_items else table.weighted[:, :0])
-    buffer = torch.empty(min(size, len(rows)), len(table.weight))
+    buffer = scaled.new_empty(min(size, len(rows)), len(table.weight))
     for tile, first, last in zip(tiles, hits, hits[1:], strict=False):
         mass = buffer[: tile.stop - tile.start]
         shift = _fill_mass(mass, table, scaled, tile, slice(first, last))
         total = torch.mv(mass, table.weight)
+        if table.positives is not None:
+            total += (table.positives[tile] - shift).exp()
         log_total[tile] = total.log() + shift
         torch.mm(mass, table.weighted, out=user_gradient[tile])
         scale = (share[tile] / total)[:, None]
@@ -196,34 +157,40 @@ def _walk(
     return item_gradient
 
 
-def _fill_mass(mass: Tensor, table: _Table, scaled: Tensor, tile: slice, hits: slice) -> Tensor:
+def _tile_rows(width: int, device: torch.device) -> int:
+    if device.type != "cpu":
+        return max(_MIN_TILE_ROWS, _DEVICE_TILE_LOGITS // width)
+    return max(_MIN_TILE_ROWS, _TILE_LOGITS // width)
+
+
+def _split_hits(hit_rows: Tensor, tiles: list[slice], *, is_all: bool) -> list[int]:
+    """Return where the hits of each tile begin, and where those of the last one end."""
+    if is_all:
+        return [0, len(hit_rows)]
+    bounds = torch.tensor([tiles[0].start, *(tile.stop for tile in tiles)], device=hit_rows.device)
+    found: list[int] = torch.searchsorted(hit_rows, bounds).tolist()
+    return found
+
+
+def _fill_mass(
+    mass: Tensor, table: ColumnTable, scaled: Tensor, tile: slice, hits: slice
+) -> Tensor:
     """Write `exp(logit - shift)` of a tile, but for the columns' weights; return the shift."""
-    own = (torch.arange(len(mass)), table.own[tile])
-    hit = (table.hit_rows[hits] - tile.start, table.hit_places[hits])
+    rows = torch.arange(len(mass), device=mass.device)
+    hit = (table.hits.rows[hits] - tile.start, table.hits.places[hits])
     torch.mm(scaled[tile], table.transposed, out=mass)
     if table.log_weight is None:
         mass.exp_()
-        mass[own] *= table.own_factor[tile]
+        if table.own is not None:
+            mass[rows, table.own.places[tile]] *= table.own.factor[tile]
         mass[hit] = 0.0
         return table.highest
     mass.add_(table.log_weight)
-    mass[own] += table.own_factor[tile]
+    if table.own is not None:
+        mass[rows, table.own.places[tile]] += table.own.factor[tile]
     mass[hit] = -torch.inf
     highest = mass.amax(1)
+    if table.positives is not None:
+        highest = torch.maximum(highest, table.positives[tile] - table.highest)
     mass.sub_(highest[:, None]).exp_()
     return highest + table.highest
-
-
-def _find_hits(columns: Columns, places: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
-    """Return what is no negative but a row's own vector, as ascending rows and places.
-
-    Without a `B x V` mask: the row's positive under another vector, such as one of a hidden ID, and
-    the known positives of its user.
-    """
-    item_of_place = columns.items.new_empty(int(places.max()) + 1)
-    item_of_place[places] = columns.items
-    rows, items = torch.arange(num_rows), columns.items[:num_rows]
-    if columns.known is not None:
-        rows = torch.cat([rows, columns.known.rows])
-        items = torch.cat([items, columns.known.items])
-    return columns_holding(rows, items, item_of_place, places[:num_rows])

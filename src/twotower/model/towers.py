@@ -127,6 +127,21 @@ class TwoTower:
             for name, parameter in tower.named_parameters()
         }
 
+    @property
+    def device(self) -> torch.device:
+        """Where the tables are."""
+        return self.tables["user_id"].weight.device
+
+    def move_to(self, device: torch.device) -> None:
+        """Move every parameter in place; whoever holds a dense one still does."""
+        if self.device == device:
+            return
+        self.user_tower.to(device)
+        self.item_tower.to(device)
+        for table in self.tables.values():
+            table.weight = table.weight.to(device)
+            table.accumulator = table.accumulator.to(device)
+
     def freeze_all_but(self, *tables: str) -> None:
         """Let nothing learn from now on but the rows of some embedding tables."""
         for parameter in self.dense_parameters().values():
@@ -177,7 +192,7 @@ class TwoTower:
         mean = past.pool(history.offsets)
         if self.history_pooling == "mean":
             return mean
-        end = torch.tensor([len(history.rows)])
+        end = history.offsets.new_full((1,), len(history.rows))
         lengths = torch.diff(history.offsets, append=end)
         return mean * lengths.sqrt()[:, None]
 
@@ -187,12 +202,24 @@ class TwoTower:
         num_multi = features.multi.shape[1]
         if fields + num_multi == 0:
             return [features.numeric], []
-        present = features.multi >= 0
         singles = features.categorical.flatten()
-        looked_up = table.lookup(torch.cat([singles, features.multi[present]]))
-        parts = [looked_up.embed(0, len(singles)).reshape(size, -1)]
-        if num_multi:
+        if not num_multi:
+            looked_up = table.lookup(singles)
+            return [looked_up.embed().reshape(size, -1), features.numeric], [looked_up]
+        present, start = features.multi >= 0, len(singles)
+        if features.multi.device.type == "cpu":
+            looked_up = table.lookup(torch.cat([singles, features.multi[present]]))
             counts = present.sum(2).flatten()
-            offsets = counts.cumsum(0) - counts
-            parts.append(looked_up.pool(offsets, start=len(singles)).reshape(size, -1))
+            pooled = looked_up.pool(counts.cumsum(0) - counts, start=start)
+        else:  # how many there are is not asked for, which would be to wait for the device
+            every = features.multi.clamp_min(0).flatten()
+            looked_up = table.lookup(torch.cat([singles, every]))
+            pooled = _mean_of_present(looked_up.embed(start), present)
+        parts = [looked_up.embed(0, start).reshape(size, -1), pooled.reshape(size, -1)]
         return [*parts, features.numeric], [looked_up]
+
+
+def _mean_of_present(embedded: Tensor, present: Tensor) -> Tensor:
+    """Return the mean over the values that are there, `[B, G, E]`, of `[B G L, E]`."""
+    slots = embedded.reshape(*present.shape, -1) * present[..., None]
+    return slots.sum(2) / present.sum(2, keepdim=True)

@@ -19,12 +19,14 @@ from torch import Tensor
 from twotower.checkpoint import Checkpoint
 from twotower.data.examples import Examples
 from twotower.data.ids import UNKNOWN_ROW
-from twotower.data.user_state import Ragged, append_ragged, take_ragged
+from twotower.data.user_state import Ragged
+from twotower.model.column_table import find_hits
 from twotower.model.folded_tower import Folded, FoldedSides
-from twotower.model.logits import Columns, KnownPositives
+from twotower.model.logits import Columns
 from twotower.model.negatives import draw_uniform, log_expected_count
 from twotower.model.row_negatives import NO_ITEM, RowNegatives, draw_listed, place_items
 from twotower.model.towers import Features, History
+from twotower.training.known_positives import PassPositives
 from twotower.training.profile_tensors import ProfileTensors
 from twotower.training.settings import PassSettings, TrainingSettings
 
@@ -100,6 +102,8 @@ class BatchMaker:
         listed: Sequence[NegativeLists] = (),
         item_vectors: Tensor | None = None,
         folded: FoldedSides | None = None,
+        *,
+        finds_hits: bool = False,
     ) -> None:
         """Prepare the batches of a pass.
 
@@ -112,7 +116,10 @@ class BatchMaker:
             listed: sources of negatives that belong to users.
             item_vectors: `[N, D]` over item positions, taken as they are; None for the tower.
             folded: in place of features and histories, which nothing may hide then; None for them.
+            finds_hits: whether a batch of the listwise loss comes with what is no negative of a
+                row, which costs a device more than it costs the threads that make batches.
         """
+        self._finds_hits = finds_hits and training.loss == "listwise"
         self._folded = folded
         self._needs_item_features = item_vectors is None and not (folded and folded.items)
         self._item_vectors = item_vectors
@@ -130,9 +137,7 @@ class BatchMaker:
         self._user_rows = torch.from_numpy(state.users.rows)
         self._item_rows = torch.from_numpy(state.items.rows)
         self._corpus = torch.from_numpy(state.corpus)
-        self._trained = append_ragged(
-            Ragged.empty(0), examples.user, examples.item, num_lists=len(state.users), limit=0
-        )
+        self._known = PassPositives(examples, len(state.users), len(state.items))
         self._example_log_probability = torch.from_numpy(example_log_probability)
         self._log_probability = torch.from_numpy(state.frequency.log_probability())
 
@@ -158,7 +163,7 @@ class BatchMaker:
             ),
             item_features=self._items.pick(encoded if self._needs_item_features else encoded[:0]),
             places=step_places,
-            columns=self._columns(indices, columns),
+            columns=self._columns(indices, columns, step_places),
             weight=torch.from_numpy(self._examples.weight[indices]),
             row_negatives=tuple(
                 RowNegatives(place, lists.weight)
@@ -201,7 +206,7 @@ class BatchMaker:
         rows = self._item_rows[torch.from_numpy(past.values)]
         return History(rows, torch.from_numpy(past.offsets[:-1]))
 
-    def _columns(self, indices: IntArray, items: Tensor) -> Columns:
+    def _columns(self, indices: IntArray, items: Tensor, places: Tensor) -> Columns:
         in_batch = self._example_log_probability[torch.from_numpy(indices)]
         uniform = self._log_probability[items[len(indices) :]]
         log_count = log_expected_count(
@@ -211,20 +216,13 @@ class BatchMaker:
             num_corpus=len(self._corpus),
             correction=self._correction,
         )
-        return Columns(items, log_count, self._known_positives(indices))
-
-    def _known_positives(self, indices: IntArray) -> KnownPositives | None:
-        """Return what each row's user clicked before it, and all that the pass trains of him."""
-        if not self._negatives.exclude_known:
-            return None
-        users = self._examples.user[indices]
-        offsets = self._trained.offsets
-        trained = take_ragged(self._trained, offsets[users], offsets[users + 1])
-        past = self._examples.histories(indices)
-        return KnownPositives(
-            torch.from_numpy(np.concatenate([trained.owners(), past.owners()])),
-            torch.from_numpy(np.concatenate([trained.values, past.values])),
-        )
+        known = self._known.among(items, indices) if self._negatives.exclude_known else None
+        columns = Columns(items, log_count, known)
+        if not self._finds_hits:
+            return columns
+        in_batch = self._negatives.in_batch
+        hits = find_hits(columns, places[: len(items)], len(indices), in_batch=in_batch)
+        return Columns(items, log_count, None, hits)
 
 
 def _merge(columns: Tensor, own_items: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -84,13 +84,17 @@ class PassKeeper:
         _LOGGER.info("resumed path=%r epoch=%d place=%d", str(self._path), *cursor[:2])
         return cursor
 
+    def is_due(self, step: int) -> bool:
+        """Return whether `save` saves after this step."""
+        return step % self._every_steps == 0
+
     def save(self, state: Checkpoint, adam: torch.optim.Adam, cursor: Cursor, step: int) -> None:
         """Save every `every_steps` steps: write aside, fsync, rename.
 
         Where the disk is full the save before it stays, and the night ends: going on unsaved
         would only meet the same disk when it publishes.
         """
-        if step % self._every_steps:
+        if not self.is_due(step):
             return
         from safetensors.numpy import save
 
@@ -136,10 +140,10 @@ def _collect(
         "cursor.drawn_negatives": cursor.drawn_negatives,
     }
     for name, parameter in state.model.dense_parameters().items():
-        arrays[f"dense.{name}"] = parameter.detach().numpy()
+        arrays[f"dense.{name}"] = parameter.detach().cpu().numpy()
     for name, table in state.model.tables.items():
-        arrays[f"table.{name}.weight"] = table.weight.numpy()
-        arrays[f"table.{name}.accumulator"] = table.accumulator.numpy()
+        arrays[f"table.{name}.weight"] = table.weight.cpu().numpy()
+        arrays[f"table.{name}.accumulator"] = table.accumulator.cpu().numpy()
     for name, value in save_adam(state.model, adam).items():
         arrays[f"optimizer.{name}"] = value.numpy()
     return {name: np.ascontiguousarray(values) for name, values in arrays.items()}

@@ -9,6 +9,7 @@ import msgspec
 __all__ = [
     "AdmissionSettings",
     "BaseHistory",
+    "DeviceName",
     "FrequencySettings",
     "HardNegativeSettings",
     "IdDropoutSettings",
@@ -25,6 +26,7 @@ LossName = Literal[
     "pointwise", "cosine_contrastive", "pairwise_hinge", "pairwise_logistic", "listwise"
 ]
 BaseHistory = Literal["before", "others"]
+DeviceName = Literal["auto", "cpu", "cuda"]
 PassOrder = Literal["shuffled", "by_time", "by_hour"]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 PositiveFloat = Annotated[float, msgspec.Meta(gt=0)]
@@ -166,9 +168,13 @@ class TrainingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     save_every_steps: PositiveInt = 500
     """Steps between two saves of a running pass, from which a killed one goes on."""
     seed: NonNegativeInt = 0
-    """Of everything random; the same seed, data and threads give the same bits."""
+    """Of everything random; the same seed, data and threads give the same bits on the CPU."""
     threads: NonNegativeInt = 0
     """Threads of arithmetic, 0 for PyTorch's choice; the last bits of a result depend on it."""
+    device: DeviceName = "auto"
+    """Where the base model and full updates do their arithmetic; auto: CUDA where there is a device
+    for it, else the CPU. Draws are the same on both, results to rounding, and on CUDA two runs too.
+    Increments, whose batches are small, stay on the CPU."""
     base: PassSettings = PassSettings(epochs=3, batch_size=1024)
     """The base model, from the history that has no times."""
     base_history: BaseHistory = "before"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +25,8 @@ from twotower.training.batches import (
 from twotower.training.settings import PassSettings, TrainingSettings
 
 __all__ = ["Stepper", "load_adam", "save_adam"]
+
+T = TypeVar("T")
 
 
 class Stepper:
@@ -46,6 +50,8 @@ class Stepper:
             folded: the towers that take the batches' folds, where all but ID embeddings is frozen.
         """
         self._model = model
+        # Another device than the CPU takes its work from one thread, in order.
+        self._at_once = run_in_lanes if model.device.type == "cpu" else _run_in_order
         self._folded = folded
         self._adam = adam
         self._table_learning_rate = schedule.table_learning_rate
@@ -54,11 +60,15 @@ class Stepper:
         weight = training.negative_weight
         self._loss: Loss = select_loss(training.loss, margin=margin, negative_weight=weight)
         self._row_loss: Loss = select_row_loss(training.loss, margin=margin, negative_weight=weight)
-        self._is_tiled = training.loss == "listwise" and training.negatives.in_batch
+        self._is_tiled = training.loss == "listwise"
 
     def step(self, batch: Batch, generator: torch.Generator) -> float:
         """Move what is not frozen, of rows those looked up; return the batch's loss."""
-        sides = run_in_lanes([partial(self._users, batch), partial(self._items, batch)])
+        return self.start(batch, generator).item()
+
+    def start(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """Do a step and return its loss, `[]`, without waiting for a device that is at work."""
+        sides = self._at_once([partial(self._users, batch), partial(self._items, batch)])
         # The two sides share no parameter, so each goes its way back by itself, too.
         users, items = [
             vectors.detach().requires_grad_(vectors.requires_grad) for vectors, _ in sides
@@ -69,7 +79,7 @@ class Stepper:
         if self._adam is not None:
             self._adam.zero_grad()
         gradients = (users.grad, items.grad)
-        run_in_lanes(
+        self._at_once(
             [
                 partial(self._move_rows, *side, back)
                 for side, back in zip(sides, gradients, strict=True)
@@ -77,7 +87,7 @@ class Stepper:
         )
         if self._adam is not None:
             self._adam.step()
-        return loss.item()
+        return loss.detach()
 
     def _move_rows(self, vectors: Tensor, lookups: list[Lookup], gradient: Tensor | None) -> None:
         """Take a side's gradient back through its tower, and move the rows that it looked up."""
@@ -116,7 +126,7 @@ class Stepper:
 
     def _row_negative_loss(self, users: Tensor, items: Tensor, batch: Batch) -> Tensor:
         """Return the weighted terms of the sources of row negatives, 0 where there is none."""
-        total = torch.zeros(())
+        total = torch.zeros((), device=users.device)
         if batch.row_negatives:
             items = items.index_select(0, batch.places)
         for source in batch.row_negatives:
@@ -125,6 +135,10 @@ class Stepper:
             )
             total = total + source.weight * (losses * batch.weight).sum() / batch.weight.sum()
         return total
+
+
+def _run_in_order(parts: Sequence[Callable[[], T]]) -> list[T]:
+    return [part() for part in parts]
 
 
 def _logit_rules(training: TrainingSettings) -> LogitRules:
@@ -139,20 +153,25 @@ def _logit_rules(training: TrainingSettings) -> LogitRules:
 
 
 def load_adam(model: TwoTower, state: dict[str, Tensor], learning_rate: float) -> torch.optim.Adam:
-    """Return Adam over the dense parameters, continuing from `state`."""
-    parameters = model.dense_parameters()
-    adam = torch.optim.Adam(parameters.values(), lr=learning_rate)
+    """Return Adam over the dense parameters, where they are, continuing from `state`.
+
+    On CUDA it is one kernel a step.
+    """
+    parameters, device = model.dense_parameters(), model.device
+    is_fused = device.type == "cuda" or None
+    adam = torch.optim.Adam(parameters.values(), lr=learning_rate, fused=is_fused)
     for name, parameter in parameters.items():
-        parts = {k: state[f"{name}.{k}"].clone() for k in _ADAM_STATE if f"{name}.{k}" in state}
+        names = {k: f"{name}.{k}" for k in _ADAM_STATE}
+        parts = {k: state[n].to(device, copy=True) for k, n in names.items() if n in state}
         if parts:
             adam.state[parameter] = parts
     return adam
 
 
 def save_adam(model: TwoTower, adam: torch.optim.Adam) -> dict[str, Tensor]:
-    """Return the state that `load_adam` continues from."""
+    """Return the state that `load_adam` continues from, on the CPU."""
     return {
-        f"{name}.{k}": adam.state[parameter][k].clone()
+        f"{name}.{k}": adam.state[parameter][k].to("cpu", copy=True)
         for name, parameter in model.dense_parameters().items()
         for k in _ADAM_STATE
         if parameter in adam.state

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,13 @@ from twotower.failpoints import failpoint
 from twotower.model.row_negatives import NO_ITEM
 from twotower.progress import Progress
 from twotower.training.batches import Batch, BatchMaker, NegativeLists
+from twotower.training.device import (
+    LossSum,
+    made_ahead,
+    moved,
+    moved_for,
+    training_device,
+)
 from twotower.training.resume import Cursor, PassKeeper
 from twotower.training.settings import PassOrder, PassSettings, TrainingSettings
 from twotower.training.step import Stepper, load_adam, save_adam
@@ -28,7 +35,8 @@ __all__ = ["AfterEpoch", "check_trained_once", "mix_seeds", "pass_order", "run_p
 _MS_PER_HOUR: Final = 3_600_000
 
 AfterEpoch = Callable[[Checkpoint, int], bool]
-"""Sees the state after an epoch, counted from 1; the pass ends where it returns False."""
+"""Sees the state after an epoch, counted from 1, its model on the device of the pass; the pass ends
+where it returns False."""
 
 
 def run_pass(
@@ -47,8 +55,9 @@ def run_pass(
 ) -> Trained:
     """Train `state.model` on every example, `schedule.epochs` times in a new order each.
 
-    The same state, examples, settings, seed and thread count give the same parameters, bit for
-    bit, however often the pass was killed and begun again.
+    On the CPU the same state, examples, settings, seed and thread count give the same parameters,
+    bit for bit, however often the pass was killed and begun again. On CUDA they are the same to
+    rounding: the device adds the gradients of one row in the order in which they come.
 
     Args:
         state: its model and optimiser move in place.
@@ -68,21 +77,27 @@ def run_pass(
     """
     if training.threads:
         torch.set_num_threads(training.threads)
+    device = training_device(training.device)
     cursor = (keeper and keeper.load(state)) or _start_of(0, examples, len(listed))
-    maker = BatchMaker(state, examples, example_log_probability, training, schedule, listed)
-    running = _Pass(state, examples, maker, training, schedule, pass_number)
-    running.keeper = keeper
+    maker = BatchMaker(
+        state, examples, example_log_probability, training, schedule, listed,
+        finds_hits=device.type != "cpu",
+    )  # fmt: skip
     began, resumed_at = time.perf_counter(), cursor.epoch * len(examples) + cursor.start
     progress.begin(task, len(examples) * schedule.epochs)
     progress.advance(resumed_at)
-    while True:
-        cursor = running.finish_epoch(cursor, progress)
-        num_epochs = cursor.epoch + 1
-        if num_epochs == schedule.epochs or (after_epoch and not after_epoch(state, num_epochs)):
-            break
-        cursor = _start_of(cursor.epoch + 1, examples, len(listed))
+    with moved_for(state.model, device):
+        running = _Pass(state, examples, maker, training, schedule, pass_number)
+        running.keeper = keeper
+        while True:
+            cursor = running.finish_epoch(cursor, progress)
+            num_epochs = cursor.epoch + 1
+            is_last = num_epochs == schedule.epochs
+            if is_last or (after_epoch and not after_epoch(state, num_epochs)):
+                break
+            cursor = _start_of(cursor.epoch + 1, examples, len(listed))
+        state.optimizer = save_adam(state.model, running.adam)
     progress.end()
-    state.optimizer = save_adam(state.model, running.adam)
     rows = len(examples) * num_epochs - resumed_at
     return _count(examples, cursor, schedule, rows, time.perf_counter() - began)
 
@@ -90,6 +105,16 @@ def run_pass(
 def _start_of(epoch: int, examples: Examples, num_sources: int) -> Cursor:
     times_stepped = np.zeros(len(examples), np.uint8)
     return Cursor(epoch, 0, times_stepped, 0.0, np.zeros(num_sources, np.int64))
+
+
+class _Made(NamedTuple):
+    """A batch on the pass's device, with what only the CPU knows of it."""
+
+    indices: IntArray
+    batch: Batch
+    generator: torch.Generator
+    """For what the step still draws."""
+    num_drawn: npt.NDArray[np.int64]
 
 
 class _Pass:
@@ -108,6 +133,7 @@ class _Pass:
     ) -> None:
         self._state = state
         self._examples = examples
+        self._device = state.model.device
         self._batch_size = schedule.batch_size
         self._order = schedule.order
         self._seed = (training.seed, pass_number)
@@ -120,24 +146,31 @@ class _Pass:
         order = pass_order(
             self._examples.event_time_ms, self._order, mix_seeds(*self._seed, cursor.epoch)
         )
-        generator = torch.Generator()
-        while cursor.start < len(order):
-            indices = order[cursor.start : cursor.start + self._batch_size]
-            generator.manual_seed(mix_seeds(*self._seed, cursor.epoch, cursor.start + 1))
+
+        def make(start: int, epoch: int = cursor.epoch) -> _Made:
+            indices = order[start : start + self._batch_size]
+            generator = torch.Generator()
+            generator.manual_seed(mix_seeds(*self._seed, epoch, start + 1))
             batch = self._maker.make(indices, generator)
-            loss = self._stepper.step(batch, generator)
+            return _Made(indices, moved(batch, self._device), generator, _num_drawn(batch))
+
+        losses = LossSum(cursor.total_loss, self._device)
+        starts = range(cursor.start, len(order), self._batch_size)
+        for made in made_ahead(make, starts, self._device):
+            loss = losses.add(self._stepper.start(made.batch, made.generator), len(made.indices))
             failpoint("pass.after_step")
-            cursor.times_stepped[indices] += 1
+            cursor.times_stepped[made.indices] += 1
             cursor = cursor._replace(
-                start=cursor.start + len(indices),
-                total_loss=cursor.total_loss + loss * len(indices),
-                drawn_negatives=cursor.drawn_negatives + _num_drawn(batch),
+                start=cursor.start + len(made.indices),
+                drawn_negatives=cursor.drawn_negatives + made.num_drawn,
             )
             if self.keeper is not None:
                 step = -(-cursor.start // self._batch_size)
+                if self.keeper.is_due(step):
+                    cursor = cursor._replace(total_loss=losses.total())
                 self.keeper.save(self._state, self.adam, cursor, step)
-            progress.advance(len(indices), loss=loss)
-        return cursor
+            progress.advance(len(made.indices), loss=loss)
+        return cursor._replace(total_loss=losses.total())
 
 
 def pass_order(event_time_ms: IntArray, order: PassOrder, seed: int) -> IntArray:
