@@ -171,9 +171,8 @@ def peak_mb() -> float:
 
 def layer_costs(index: FrozenIndex, queries: FloatArray) -> dict[str, Any]:
     """Our call beside the raw Faiss call: same index, same effort, as many candidates."""
-    native, engine = index.native, Ivf()
-    parameters = engine.parameters(native, index.effort, None)
-    depth = engine.candidates * K
+    native, depth = index.native, int(Ivf.candidates * K)
+    parameters = load_faiss().SearchParametersIVF(nprobe=index.effort)
 
     def raw(some: FloatArray) -> Any:
         return native.search(some, depth, params=parameters)  # type: ignore[union-attr]
@@ -191,11 +190,14 @@ def layer_costs(index: FrozenIndex, queries: FloatArray) -> dict[str, Any]:
 
 
 def in_turns(first: Any, second: Any, queries: FloatArray) -> tuple[float, float]:
-    """Median microseconds of one query for each of two functions, called in turns."""
+    """Median microseconds of one query for each of two functions, called in turns.
+
+    Each is given another query, so that neither finds its vectors in a cache that the other filled.
+    """
     times: tuple[list[float], list[float]] = ([], [])
     for row in range(len(queries)):
-        query = queries[row : row + 1]
-        for call, taken in zip((first, second), times, strict=True):
+        for call, taken, place in zip((first, second), times, (row, row - 50), strict=True):
+            query = queries[place][None]
             began = time.perf_counter()
             call(query)
             taken.append(time.perf_counter() - began)

@@ -29,6 +29,7 @@ from twotower.index.interface import (
 )
 from twotower.index.masked import MaskedSearch
 from twotower.index.native import NativeEngine
+from twotower.index.row_mask import SharedMask
 from twotower.index.rows import VectorRows, empty_rows, make_rows
 from twotower.index.storage import (
     IndexHeader,
@@ -53,13 +54,13 @@ class _Snapshot(NamedTuple):
     """The items of the native index, in its order."""
     native: Any | None
     """The native index over rows 0 to M-1 of `base`; None when `base` is empty."""
-    live: BoolArray
-    """`bool[M]`: False where the item was deleted or replaced since."""
+    live: SharedMask
+    """Allows the rows of `base` that were not deleted or replaced since."""
     added: VectorRows
     """What was upserted since; disjoint from the live rows of `base`."""
 
     def num_items(self) -> int:
-        return int(np.count_nonzero(self.live)) + len(self.added.ids)
+        return self.live.num_allowed + len(self.added.ids)
 
     def without(self, ids: IntArray) -> _Snapshot:
         return self._masked(ids)._replace(added=self.added.without(ids))
@@ -68,9 +69,9 @@ class _Snapshot(NamedTuple):
         return self._masked(ids)._replace(added=self.added.with_items(ids, vectors))
 
     def _masked(self, ids: IntArray) -> _Snapshot:
-        live = self.live.copy()
+        live = self.live.allowed.copy()
         live[self.base.known(ids)] = False
-        return self._replace(live=live)
+        return self._replace(live=SharedMask(live))
 
 
 class FrozenIndex(TunableIndex):
@@ -99,9 +100,9 @@ class FrozenIndex(TunableIndex):
         rows = make_rows(*check_items(ids, vectors, None))
         nothing = empty_rows(rows.vectors.shape[1])
         if len(rows.ids) < max(engine.fewest_items, min_native_items):
-            return cls(engine, _Snapshot(nothing, None, np.zeros(0, np.bool_), rows), 1)
+            return cls(engine, _Snapshot(nothing, None, SharedMask(np.zeros(0, np.bool_)), rows), 1)
         native = engine.build(rows.vectors, seed)
-        live = np.ones(len(rows.ids), np.bool_)
+        live = SharedMask(np.ones(len(rows.ids), np.bool_))
         return cls(engine, _Snapshot(rows, native, live, nothing), engine.first_effort(native))
 
     def __len__(self) -> int:
@@ -132,7 +133,7 @@ class FrozenIndex(TunableIndex):
         """See `TunableIndex.search_exactly`."""
         snapshot = self._snapshot
         checked = check_search(queries, self._dimensions, k, None)
-        base = snapshot.base.take(np.flatnonzero(snapshot.live))
+        base = snapshot.base.take(snapshot.live.hiding_nothing().allowed_rows())
         return merge(base.search(checked, k), snapshot.added.search(checked, k), k)
 
     def search(
@@ -153,7 +154,9 @@ class FrozenIndex(TunableIndex):
             added = added.take(added.allowed_rows(allowed))
         if native is None:
             return added.search(checked, k, exclude)
-        mask = live if allowed is None else live & base.allowed_mask(allowed)
+        mask = live
+        if allowed is not None:
+            mask = SharedMask(live.allowed & base.allowed_mask(allowed))
         found = MaskedSearch(self._engine, native, base, mask, self.effort).search(
             checked, k, exclude
         )
@@ -177,7 +180,7 @@ class FrozenIndex(TunableIndex):
         new_folder(folder)
         write_rows(folder, snapshot.base, "base_")
         write_rows(folder, snapshot.added, "added_")
-        np.save(folder / "live.npy", snapshot.live, allow_pickle=False)
+        np.save(folder / "live.npy", snapshot.live.allowed, allow_pickle=False)
         if snapshot.native is not None:
             self._engine.write(snapshot.native, folder / self._engine.file_name)
         header = IndexHeader(
@@ -202,7 +205,7 @@ def open_frozen(engine: NativeEngine, folder: Path, header: IndexHeader, mmap: b
     native = None
     if len(base.ids):
         native = engine.open(folder / engine.file_name, mmap, base.vectors.shape)
-    snapshot = _Snapshot(base, native, live.astype(np.bool_), added)
+    snapshot = _Snapshot(base, native, SharedMask(live.astype(np.bool_)), added)
     if header.effort is None or header.effort < 1 or snapshot.num_items() != header.num_items:
         raise CorruptArtifact(
             f"the index in {folder} was not loaded: expected {header.num_items} items and an "

@@ -8,6 +8,7 @@ Legend: `N` items, `n` queries, `D` dimensions, `K` asked for.
 from __future__ import annotations
 
 import copy
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -167,14 +168,20 @@ def check_vectors(vectors: npt.ArrayLike, dimensions: int | None = None) -> Floa
             f"expected vectors float32[m, {wanted}], found {array.dtype}{list(array.shape)}; "
             "convert them first; the index is unchanged"
         )
+    contiguous = np.ascontiguousarray(array)
+    if not math.isfinite(np.vdot(contiguous, contiguous)):  # else each alone is finite, too
+        _check_each(contiguous)
+    return contiguous
+
+
+def _check_each(vectors: FloatArray) -> None:
     with np.errstate(over="ignore", invalid="ignore"):
-        finite = np.isfinite(np.einsum("nd,nd->n", array, array))
+        finite = np.isfinite(np.einsum("nd,nd->n", vectors, vectors))
     if not finite.all():
         raise DataError(
             f"expected finite vectors, found NaN, infinity or overflow in {(~finite).sum()} of "
-            f"{len(array)}, first in row {int(np.argmin(finite))}; the index is unchanged"
+            f"{len(vectors)}, first in row {int(np.argmin(finite))}; the index is unchanged"
         )
-    return np.ascontiguousarray(array, dtype=np.float32)
 
 
 def check_items(

@@ -101,7 +101,7 @@ class Milvus(NativeEngine):
         Raises:
             NotReady: the server does not answer, and `when_lost` is "refuse".
         """
-        gone = () if how.mask is None else np.flatnonzero(~how.mask)
+        gone = () if how.mask is None else how.mask.hidden_rows()
         named = 0 < len(gone) <= _MOST_NAMED
         depth = how.depth if named else overfetched(how, native.num_rows)
         expression = f"id not in [{','.join(map(str, gone))}]" if named else ""

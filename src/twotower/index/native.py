@@ -14,7 +14,8 @@ from typing import Any, ClassVar, Final, NamedTuple
 
 import numpy as np
 
-from twotower.index.interface import PADDING, BoolArray, FloatArray, IntArray
+from twotower.index.interface import PADDING, FloatArray, IntArray
+from twotower.index.row_mask import RowMask
 
 __all__ = [
     "NativeEngine",
@@ -34,8 +35,8 @@ class NativeSearch(NamedTuple):
     depth: int
     """Candidates wanted for every query."""
     effort: int
-    mask: BoolArray | None
-    """`bool[M]`, which rows may be returned; None allows all."""
+    mask: RowMask | None
+    """Which of the `M` rows may be returned; None allows all."""
 
 
 class NativeEngine(ABC):
@@ -46,7 +47,7 @@ class NativeEngine(ABC):
     """Of the native file, or folder, among the files of a saved index."""
     fewest_items: ClassVar[int] = 1
     """That it can be built of."""
-    candidates: ClassVar[int] = 1
+    candidates: ClassVar[float] = 1
     """To have scored anew for each item wanted: more than one where vectors are kept as codes."""
 
     @abstractmethod
@@ -61,7 +62,8 @@ class NativeEngine(ABC):
     def search(self, native: Any, queries: FloatArray, how: NativeSearch) -> IntArray:
         """Return the candidates of each query as rows, `int64[n, C]`, -1 padding; any order.
 
-        Changes nothing, so that any number of threads may search.
+        The array is the caller's to sort in place. Changes nothing, so that any number of threads
+        may search.
         """
 
     def lost_searches(self, native: Any) -> int:
@@ -115,7 +117,7 @@ def overfetched(how: NativeSearch, num_rows: int) -> int:
     """
     if how.mask is None:
         return how.depth
-    num_allowed = max(1, int(np.count_nonzero(how.mask)))
+    num_allowed = max(1, how.mask.num_allowed)
     spread = 2 * math.ceil(how.depth * num_rows / num_allowed)
     return min(num_rows, how.depth + num_rows - num_allowed, max(spread, 2 * how.depth))
 
@@ -124,4 +126,4 @@ def thinned(rows: IntArray, how: NativeSearch) -> IntArray:
     """Return candidates with -1 in the place of masked ones."""
     if how.mask is None:
         return rows
-    return np.where(how.mask[np.maximum(rows, 0)] & (rows >= 0), rows, PADDING)
+    return np.where(how.mask.allows(rows), rows, PADDING)

@@ -38,16 +38,23 @@ class VectorRows(NamedTuple):
     """`float32[N, D]`, possibly memory-mapped."""
 
     def find(self, ids: IntArray) -> IntArray:
-        """Return the row of each label, -1 where it is unknown."""
+        """Return the row of each label of 0 or more, -1 where it is unknown."""
         if len(self.ids) == 0:
             return np.full(len(ids), PADDING, np.int64)
+        if self._are_rows():
+            return np.where(ids < len(self.ids), ids, PADDING)
         place = np.minimum(np.searchsorted(self.ids, ids), len(self.ids) - 1)
         return np.where(self.ids[place] == ids, place, PADDING)
 
     def known(self, ids: IntArray) -> IntArray:
         """Return the distinct rows of those labels that are known, ascending."""
-        rows = np.unique(self.find(ids))
-        return rows[rows >= 0]
+        ordered = ids.copy()
+        ordered.sort()
+        is_again = ordered[1:] == ordered[:-1]
+        if np.count_nonzero(is_again):
+            ordered = np.delete(ordered, np.flatnonzero(is_again))
+        rows = self.find(ordered)  # in order, each is found near the one before
+        return rows[rows >= 0] if np.count_nonzero(rows < 0) else rows
 
     def take(self, rows: IntArray) -> VectorRows:
         """Return a copy of the set's `rows`, which ascend."""
@@ -77,8 +84,11 @@ class VectorRows(NamedTuple):
 
     def allowed_mask(self, allowed: BoolArray | IntArray) -> BoolArray:
         """Return which rows' labels are allowed, `bool[N]`; see `VectorIndex.search`."""
-        mask = np.zeros(len(self.ids), np.bool_)
-        mask[self.allowed_rows(allowed)] = True
+        wanted, mask = np.asarray(allowed), np.zeros(len(self.ids), np.bool_)
+        if wanted.dtype == np.bool_ and len(self.ids) and self._are_rows():
+            mask[: len(wanted)] = wanted[: len(mask)]
+        else:
+            mask[self.allowed_rows(wanted)] = True
         return mask
 
     def search(
@@ -132,7 +142,11 @@ class VectorRows(NamedTuple):
         """Return the label of each row, leaving -1 as it is; any shape."""
         if len(self.ids) == 0:
             return np.full(rows.shape, PADDING, np.int64)
-        return np.where(rows < 0, PADDING, self.ids[rows])
+        return rows if self._are_rows() else np.where(rows < 0, PADDING, self.ids[rows])
+
+    def _are_rows(self) -> bool:
+        """Return whether every label is its row: distinct and ascending, they end at the last."""
+        return bool(self.ids[-1] == len(self.ids) - 1)
 
 
 def make_rows(ids: IntArray, vectors: FloatArray) -> VectorRows:

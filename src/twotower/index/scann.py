@@ -42,7 +42,7 @@ class Scann(NativeEngine):
     name: ClassVar[str] = "scann"
     file_name: ClassVar[str] = "native.scann"
     fewest_items: ClassVar[int] = 100
-    candidates: ClassVar[int] = 6
+    candidates: ClassVar[float] = 6
 
     def build(self, vectors: FloatArray, seed: int) -> Any:
         """See `NativeEngine.build`; ScaNN takes no seed."""

@@ -50,12 +50,16 @@ def top_k(scores: FloatArray, k: int) -> TopK:
 
 def best_of(found: TopK, k: int) -> TopK:
     """Return the best `k` of each row, padded; equal scores as they come."""
-    order = np.argsort(-found.scores, axis=1, kind="stable")[:, :k]
-    best = _padded(len(order), k)
-    width = order.shape[1]
-    best.columns[:, :width] = np.take_along_axis(found.columns, order, 1)
-    best.scores[:, :width] = np.take_along_axis(found.scores, order, 1)
-    return best
+    num_rows, width = found.scores.shape
+    order = (-found.scores).argsort(axis=1, kind="stable")[:, :k]
+    if num_rows > 1:
+        order += np.arange(num_rows)[:, None] * width
+    best = TopK(found.columns.take(order), found.scores.take(order))
+    if width >= k:
+        return best
+    padded = _padded(num_rows, k)
+    padded.columns[:, :width], padded.scores[:, :width] = best
+    return padded
 
 
 def _lower_bound(scores: FloatArray, kept: int) -> FloatArray:
