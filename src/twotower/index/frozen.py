@@ -133,8 +133,9 @@ class FrozenIndex(TunableIndex):
         """See `TunableIndex.search_exactly`."""
         snapshot = self._snapshot
         checked = check_search(queries, self._dimensions, k, None)
-        base = snapshot.base.take(snapshot.live.hiding_nothing().allowed_rows())
-        return merge(base.search(checked, k), snapshot.added.search(checked, k), k)
+        gone = snapshot.live.hiding_nothing().hidden_rows()
+        found = snapshot.base.search(checked, k, gone=gone)
+        return merge(found, snapshot.added.search(checked, k), k)
 
     def search(
         self,

@@ -9,7 +9,7 @@ Legend: `N` items, `n` queries, `D` dimensions, `K` asked for.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,12 +21,9 @@ from twotower.index.interface import (
     SearchResult,
     check_ids,
 )
-from twotower.index.top_k import top_k
+from twotower.index.scan import TILE_QUERIES, Hidden, scan
 
 __all__ = ["VectorRows", "empty_rows", "make_rows"]
-
-_BLOCK_SCORES: Final = 8_000_000
-"""Scores held at a time by an exact search: 32 MB."""
 
 
 class VectorRows(NamedTuple):
@@ -98,45 +95,23 @@ class VectorRows(NamedTuple):
         exclude: Sequence[IntArray] | None = None,
         gone: IntArray | None = None,
     ) -> SearchResult:
-        """Return the best `k` rows of each query by scanning all of them, a block at a time.
+        """Return the best `k` rows of each query by scanning all of them.
 
         Args:
             queries: `float32[n, D]`.
             k: How many.
             exclude: One array of labels a query.
-            gone: Rows that no answer may hold, which is cheaper than excluding their labels.
+            gone: Rows that no answer may hold, ascending: cheaper than excluding their labels.
         """
-        block = max(1, _BLOCK_SCORES // max(1, len(self.ids)))
-        answers = [
-            self._search_block(
-                queries[start : start + block],
-                k,
-                None if exclude is None else exclude[start : start + block],
-                gone,
-            )
-            for start in range(0, len(queries), block)
-        ]
-        if not answers:
-            return SearchResult(np.zeros((0, k), np.int64), np.zeros((0, k), np.float32))
-        return SearchResult(
-            np.concatenate([answer.ids for answer in answers]),
-            np.concatenate([answer.scores for answer in answers]),
-        )
-
-    def _search_block(
-        self,
-        queries: FloatArray,
-        k: int,
-        exclude: Sequence[IntArray] | None,
-        gone: IntArray | None,
-    ) -> SearchResult:
-        scores = queries @ self.vectors.T
-        if gone is not None:
-            scores[:, gone] = -np.inf
-        for row, labels in enumerate(exclude or ()):
-            scores[row, self.known(check_ids(labels))] = -np.inf
-        best = top_k(scores, k)
-        return SearchResult(self.labels(best.columns), best.scores)
+        of_all = np.zeros(0, np.int64) if gone is None else gone
+        ids = np.empty((len(queries), k), np.int64)
+        scores = np.empty((len(queries), k), np.float32)
+        for start in range(0, len(queries), TILE_QUERIES):
+            part = slice(start, start + TILE_QUERIES)
+            each = [self.known(check_ids(labels)) for labels in (exclude or ())[part]]
+            best = scan(self.vectors, queries[part], k, Hidden.of(of_all, each))
+            ids[part], scores[part] = self.labels(best.columns), best.scores
+        return SearchResult(ids, scores)
 
     def labels(self, rows: IntArray) -> IntArray:
         """Return the label of each row, leaving -1 as it is; any shape."""

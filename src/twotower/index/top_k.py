@@ -11,7 +11,7 @@ import numpy as np
 
 from twotower.index.interface import PADDING, BoolArray, FloatArray, IntArray, SearchResult
 
-__all__ = ["TopK", "best_of", "merge", "top_k"]
+__all__ = ["TopK", "best_of", "merge", "padded", "top_k"]
 
 _SLAB_COLUMNS: Final = 1024
 _MAX_GROUP: Final = 16
@@ -36,12 +36,12 @@ def top_k(scores: FloatArray, k: int) -> TopK:
     num_rows, num_columns = scores.shape
     kept = min(k, num_columns)
     if kept == 0 or num_rows == 0:
-        return _padded(num_rows, k)
+        return padded(num_rows, k)
     near = scores >= _lower_bound(scores, kept)
     is_wide = np.count_nonzero(near, axis=1) > _MAX_NEAR * kept
     if not is_wide.any():
         return best_of(_all_of(scores, near), k)
-    best = _padded(num_rows, k)
+    best = padded(num_rows, k)
     best.columns[is_wide], best.scores[is_wide] = best_of(_down_to_border(scores[is_wide], kept), k)
     rest = _all_of(scores[~is_wide], near[~is_wide])
     best.columns[~is_wide], best.scores[~is_wide] = best_of(rest, k)
@@ -57,9 +57,9 @@ def best_of(found: TopK, k: int) -> TopK:
     best = TopK(found.columns.take(order), found.scores.take(order))
     if width >= k:
         return best
-    padded = _padded(num_rows, k)
-    padded.columns[:, :width], padded.scores[:, :width] = best
-    return padded
+    filled = padded(num_rows, k)
+    filled.columns[:, :width], filled.scores[:, :width] = best
+    return filled
 
 
 def _lower_bound(scores: FloatArray, kept: int) -> FloatArray:
@@ -80,7 +80,7 @@ def _lower_bound(scores: FloatArray, kept: int) -> FloatArray:
 def _all_of(scores: FloatArray, near: BoolArray) -> TopK:
     flat = np.flatnonzero(near)
     rows, columns = np.divmod(flat, scores.shape[1])
-    found = _padded(len(scores), int(np.bincount(rows, minlength=1).max()))
+    found = padded(len(scores), int(np.bincount(rows, minlength=1).max()))
     _fill(found, scores, rows, columns, np.zeros(len(scores), np.int64))
     return found
 
@@ -90,14 +90,15 @@ def _down_to_border(scores: FloatArray, kept: int) -> TopK:
     place = scores.shape[1] - kept
     border = np.partition(scores, place, axis=1)[:, place, None]
     border = np.maximum(border, np.finfo(np.float32).min)
-    found = _padded(len(scores), kept)
+    found = padded(len(scores), kept)
     rows, columns = np.nonzero(scores > border)
     filled = _fill(found, scores, rows, columns, np.zeros(len(scores), np.int64))
     _fill_equal(found, scores, border, kept, filled)
     return found
 
 
-def _padded(num_rows: int, width: int) -> TopK:
+def padded(num_rows: int, width: int) -> TopK:
+    """Return nothing but padding."""
     return TopK(
         np.full((num_rows, width), PADDING, np.int64),
         np.full((num_rows, width), -np.inf, np.float32),
