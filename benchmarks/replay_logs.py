@@ -140,6 +140,7 @@ def globo(data: Path) -> Log:
         project=project,
         variants={
             "": {},
+            "short": {"model": {"popularity": {"half_life_h": 0.15, "smoothing": 0.05}}},
             "cosine": {
                 "model": {"popularity": {"weight": 0.0}},
                 "training": {"negatives": {"correction": "mixture"}},
@@ -156,6 +157,7 @@ def globo(data: Path) -> Log:
             "popularity of the increments": Configuration(
                 msgspec.structs.replace(default, popularity=None),
                 {"rows": "user_and_item", "popularity": "live"},
+                "short",
             ),
             "cosine, full_only": cosine("user", increments=False),
             "cosine, user rows": cosine("user"),
