@@ -27,7 +27,7 @@ from twotower.publishing.generation import Generation
 from twotower.replay.nights import ReplayedLog
 from twotower.replay.served import ServedVectors
 from twotower.replay.stream import Questions
-from twotower.training.increment.item_vectors import encode_items, with_popularity
+from twotower.training.increment.item_vectors import encode_items
 from twotower.training.incremental_update import IncrementalUpdate
 from twotower.training.step import load_adam
 
@@ -82,7 +82,6 @@ class ServedModel(ServedVectors):
         super().__init__(generation, log)
         self._log_of_all = log
         self._state: Checkpoint | None = None
-        self._num_base_items = len(self.encoder.items.ids)
 
     def apply(self, rows: DeltaRows, *, new_items: bool) -> None:
         """Encode every item anew; users are encoded when they are asked about."""
@@ -96,7 +95,7 @@ class ServedModel(ServedVectors):
             items = items[self.items_there[items] >= 0]
         there = self.items_in[items]
         vectors = encode_items(state, there)
-        self._lay(items, with_popularity(state, self._num_base_items, there, vectors))
+        self._lay(items, self.update.popularity.send(there, vectors))
 
     def user_vectors(self, asked: Questions, part: IntArray) -> FloatArray:
         """Return the vectors of some questions' users as of each question, `[q, D]`."""

@@ -112,7 +112,7 @@ class IncrementalUpdate:
             training, id_dropout=IdDropoutSettings(user=0.0, item=0.0, profile=0.0)
         )
         self._notes = StreamNotes(self.state, settings, training.admission, item_table)
-        self._popularity = PopularityCoordinate(self.state, settings)
+        self.popularity = PopularityCoordinate(self.state, settings)
         self._user_owners, self._item_owners = (
             RowOwners(self.state.users),
             RowOwners(self.state.items),
@@ -166,7 +166,7 @@ class IncrementalUpdate:
         noted, state = self._notes.note(positives), self.state
         self._user_owners.follow(noted.examples.user)
         self._item_owners.follow(noted.examples.item)
-        self._popularity.note(noted.examples.item, noted.examples.event_time_ms)
+        self.popularity.note(noted.examples.item, noted.examples.event_time_ms)
         if self._items is not None:
             new = np.arange(len(self._items.values), len(state.items))
             self._items.append(encode_items(state, new))
@@ -183,7 +183,7 @@ class IncrementalUpdate:
         """
         state, tables = self.state, self.state.model.tables
         users = self._user_owners.in_order(_touched(tables["user_id"]).since(Mark.DELTA))
-        items = self._popularity.moved()
+        items = self.popularity.moved()
         if self._items is None:
             touched = self._item_owners.in_order(_touched(tables["item_id"]).since(Mark.DELTA))
             items = np.union1d(items, touched)
@@ -195,7 +195,7 @@ class IncrementalUpdate:
             user_embeddings=_rows(tables["user_id"], state.users.rows[users]),
             item_ids=state.items.ids[items],
             item_embeddings=_rows(tables["item_id"], state.items.rows[items]),
-            item_vectors=self._popularity.send(items, self._item_vectors(items)),
+            item_vectors=self.popularity.send(items, self._item_vectors(items)),
         )
 
     def _item_vectors(self, positions: IntArray) -> torch.Tensor:
