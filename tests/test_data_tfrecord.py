@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gzip
+import itertools
+import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -19,10 +22,12 @@ from twotower.data.tfrecord import (
     ColumnKind,
     RaggedColumn,
     encode_rows,
+    frames,
     read_shard,
     write_shard,
 )
 from twotower.data.tfrecord.frames import seal
+from twotower.durable import replace_file
 from twotower.errors import CorruptArtifact, DataError
 
 
@@ -255,6 +260,35 @@ def test_a_crash_leaves_the_file_that_was_there(tmp_path: Path) -> None:
     assert_same(read_shard(tmp_path / "shard", KINDS, entry=entry).columns, rows(3))
 
 
+PARTS_BYTES = 20 << 20
+"""Enough for the disk to be asked for some of it before all is there."""
+
+
+def test_a_file_in_parts_is_whole(tmp_path: Path) -> None:
+    content = np.random.default_rng(0).integers(0, 256, PARTS_BYTES, np.uint8)
+    parts = (part.data for part in np.array_split(content, 7))
+    replace_file(tmp_path / "file", parts)
+    assert (tmp_path / "file").read_bytes() == content.tobytes()
+
+
+def test_an_error_of_the_disk_between_two_parts_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel tells of it once: the fsync at the end would know nothing of it."""
+    answers = iter([None, OSError(errno.EIO, "lost"), *itertools.repeat(None, 100)])
+
+    def answer(descriptor: int) -> None:
+        if error := next(answers):
+            raise error
+
+    monkeypatch.setattr(os, "fdatasync", answer)
+    part = bytes(9 << 20)
+    (tmp_path / "file").write_bytes(b"before")
+    with pytest.raises(OSError, match="lost"):
+        replace_file(tmp_path / "file", (memoryview(part) for _ in range(4)))
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("file", b"before")]
+
+
 def framed(contents: list[bytes]) -> bytes:
     """Records of any content, with right checksums."""
     parts = []
@@ -291,20 +325,98 @@ def test_a_record_that_is_no_example_is_named(tmp_path: Path) -> None:
 def test_unpacked_numbers_and_repeated_names_are_read(tmp_path: Path) -> None:
     """Protobuf allows both, and other writers do it: values one by one; the last name counts."""
 
-    def field(tag: int, content: bytes) -> bytes:
-        return bytes([tag, len(content)]) + content
-
     def entry(name: bytes, feature: bytes) -> bytes:
         return field(10, field(10, name) + field(18, feature))
 
     unpacked = field(26, b"\x08\x05\x08\x07")
     floats = field(18, b"\x0d\x00\x00\x80\x3f")
+    padded = field(26, field(10, b"\x81\x00\x02"))
     features = entry(b"a", field(26, b"\x08\x01")) + entry(b"a", unpacked) + entry(b"b", floats)
+    features += entry(b"c", padded)
     (tmp_path / "shard").write_bytes(framed([field(10, features), b""]))
-    found = read_shard(tmp_path / "shard", {"a": "ints", "b": "floats"}).columns
+    found = read_shard(tmp_path / "shard", {"a": "ints", "b": "floats", "c": "ints"}).columns
     assert ragged(found["a"]).values.tolist() == [5, 7]
     assert ragged(found["a"]).offsets.tolist() == [0, 2, 2]
     assert ragged(found["b"]).values.tolist() == [1.0]
+    assert ragged(found["c"]).values.tolist() == [1, 2]
+
+
+def field(tag: int, content: bytes) -> bytes:
+    """A field of protobuf with a length."""
+    length, digits = len(content), bytearray([tag])
+    while length >= 128:
+        digits.append(length & 127 | 128)
+        length >>= 7
+    return bytes([*digits, length]) + content
+
+
+def example(features: dict[str, bytes]) -> bytes:
+    """The record of some features, each the content of its `Feature` message."""
+    entries = [
+        field(10, field(10, name.encode()) + field(18, feature))
+        for name, feature in features.items()
+    ]
+    return framed([field(10, b"".join(entries))])
+
+
+LENGTHS = (0, 1, 99, 108, 109, 110, 118, 119, 120, 121, 127, 128, 129, 300)
+
+
+@pytest.mark.parametrize("name", ["n", "n" * 120, "n" * 121, "n" * 200])
+def test_records_are_those_of_protobuf_however_long(tmp_path: Path, name: str) -> None:
+    """Of a short entry the lengths are known together: one byte more and they are not."""
+    strings = np.empty(1, object)
+    for length in LENGTHS:
+        strings[0] = bytes(length)
+        content = encode_rows(
+            {
+                name: RaggedColumn(np.arange(length) % 128, np.array([0, length])),
+                f"x{name}": RaggedColumn(np.zeros(length), np.array([0, length])),
+                f"{name}x": strings,
+            }
+        )
+        numbers = bytes(value % 128 for value in range(length))
+        expected = {
+            name: field(26, field(10, numbers)),
+            f"x{name}": field(18, field(10, bytes(4 * length))),
+            f"{name}x": field(10, field(10, bytes(length))),
+        }
+        present = {name: feature for name, feature in expected.items() if length or "x" in name[1:]}
+        assert content == example(present)
+        (tmp_path / "shard").write_bytes(content)
+        kinds: dict[str, ColumnKind] = {f"{name}x": "byte_lists", name: "ints"}
+        kinds |= {f"x{name}": "floats"}
+        found = read_shard(tmp_path / "shard", kinds).columns
+        assert ragged(found[name]).values.tolist() == list(numbers)
+        assert ragged(found[f"x{name}"]).values.tolist() == [0.0] * length
+        assert ragged(found[f"{name}x"]).values.tolist() == [bytes(length)]
+
+
+def test_a_name_that_ends_like_another_is_another(tmp_path: Path) -> None:
+    one = field(26, field(10, b"\x01"))
+    (tmp_path / "shard").write_bytes(example({"b": one, "c" * 130: one}))
+    names = ("a", "ab", "cc" + "c" * 130, "b")
+    kinds: dict[str, ColumnKind] = dict.fromkeys(names, "ints")
+    found = read_shard(tmp_path / "shard", kinds).columns
+    assert [len(ragged(column).values) for column in found.values()] == [0, 0, 0, 1]
+
+
+@pytest.mark.parametrize("way", ["instruction", "library"])
+def test_the_library_agrees_with_the_instruction(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """What one writes the other accepts, and an altered byte it refuses, wherever it is."""
+    content = encode_rows(rows(3))
+    monkeypatch.setattr(frames, "_has_instruction", lambda: way == "instruction")
+    assert encode_rows(rows(3)) == content
+    (tmp_path / "shard").write_bytes(content)
+    assert_same(read_shard(tmp_path / "shard", KINDS).columns, rows(3))
+    for place in (0, 9, 40, len(content) - 1):
+        altered = bytearray(content)
+        altered[place] ^= 4
+        (tmp_path / "shard").write_bytes(altered)
+        with pytest.raises(CorruptArtifact, match="the checksum of a record's"):
+            read_shard(tmp_path / "shard", KINDS)
 
 
 TENSORFLOW_WROTE = "0e00000000000000c5e5693f0a0c0a0a0a016112051a030a010139e87850"

@@ -15,7 +15,8 @@ import mmap
 import os
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
@@ -39,6 +40,7 @@ Step = Callable[[str], None]
 
 _CHUNK_BYTES: Final = 1 << 20
 _PIECE_BYTES: Final = 1 << 18
+_FLUSH_BYTES: Final = 8 << 20
 _POPULATE: Final = getattr(mmap, "MAP_POPULATE", 0)
 """Fault all pages in at once: the whole file is about to be read."""
 _READ: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -67,13 +69,17 @@ def _fsync(path: Path, flags: int) -> None:
 
 
 def replace_file(
-    path: Path, content: bytes, at_step: Step = at_nothing, *, mode: int = 0o644
+    path: Path,
+    content: bytes | Iterable[memoryview],
+    at_step: Step = at_nothing,
+    *,
+    mode: int = 0o644,
 ) -> None:
     """Make `content` the content of `path`: a reader sees the old bytes or the new, whole.
 
     Writes `.NAME.new` beside it with the permissions `mode`, fsyncs, renames, fsyncs the folder.
-    The caller holds the lock. Where the disk is full the old bytes stay, and nothing lies beside
-    them.
+    Of content in parts, the disk takes what there is while the next parts are made. The caller
+    holds the lock. Where the disk is full the old bytes stay, and nothing lies beside them.
     """
     aside = path.with_name(f".{path.name}.new")
     aside.unlink(missing_ok=True)
@@ -88,14 +94,33 @@ def replace_file(
     at_step("fsync_folder")
 
 
-def _write_aside(aside: Path, content: bytes, at_step: Step, mode: int) -> None:
+def _write_aside(
+    aside: Path, content: bytes | Iterable[memoryview], at_step: Step, mode: int
+) -> None:
     descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-    with open(descriptor, "wb") as stream:
-        stream.write(content)
-        stream.flush()
+    try:
+        if isinstance(content, bytes):
+            write_in_pieces(descriptor, content)
+        else:
+            _write_parts(descriptor, content)
         at_step("write_aside")
-        os.fsync(stream.fileno())
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
     at_step("fsync_aside")
+
+
+def _write_parts(descriptor: int, parts: Iterable[memoryview]) -> None:
+    """Write what comes; every some megabytes a thread brings what is written to the disk."""
+    with ThreadPoolExecutor(max_workers=1) as threads:
+        flushed, waiting_bytes = threads.submit(os.fdatasync, descriptor), 0
+        for part in parts:
+            write_in_pieces(descriptor, part)
+            waiting_bytes += len(part)
+            if waiting_bytes >= _FLUSH_BYTES and flushed.done():
+                flushed.result()  # the kernel tells of an error once
+                flushed, waiting_bytes = threads.submit(os.fdatasync, descriptor), 0
+        flushed.result()
 
 
 def _open_regular(path: Path) -> int:

@@ -15,11 +15,13 @@ __all__ = [
     "HEAD_BYTES",
     "INT",
     "KIND_NUMBERS",
+    "SLACK_BYTES",
     "Column",
     "ColumnKind",
     "Layout",
     "RaggedColumn",
     "ShardEntry",
+    "joined_bytes",
     "layout",
 ]
 
@@ -34,6 +36,10 @@ HEAD_BYTES: Final = 12
 """Of a record before its content: the content's length and that length's checksum."""
 FRAME_BYTES: Final = 16
 """Of a record beside its content: the head, and the content's checksum behind it."""
+SLACK_BYTES: Final = 8
+"""Behind names, byte strings and records: they are copied in words, past their ends."""
+_NAME: Final = b"\x0a"
+"""Tag of a name's field."""
 KIND_NUMBERS: Final[dict[ColumnKind, int]] = {
     "bytes": BYTES,
     "byte_lists": BYTES,
@@ -70,13 +76,27 @@ class ShardEntry(msgspec.Struct, frozen=True, kw_only=True):
 class Layout(NamedTuple):
     """Names and kinds of the columns as plain arrays."""
 
-    names: npt.NDArray[np.uint8]
+    fields: npt.NDArray[np.uint8]
+    """The fields of the names as they stand in a record, one after the other, with slack."""
     ends: IntArray
     kinds: IntArray
 
 
 def layout(names: list[str], kinds: list[int]) -> Layout:
     """Return the columns as the compiled loops take them."""
-    encoded = [name.encode() for name in names]
-    ends = np.cumsum([0, *map(len, encoded)]).astype(np.int64)
-    return Layout(np.frombuffer(b"".join(encoded), np.uint8), ends, np.array(kinds, np.int64))
+    fields = [_NAME + _varint(len(name.encode())) + name.encode() for name in names]
+    return Layout(*joined_bytes(fields), np.array(kinds, np.int64))
+
+
+def _varint(length: int) -> bytes:
+    digits = bytearray()
+    while length >= 0x80:
+        digits.append(length & 0x7F | 0x80)
+        length >>= 7
+    return bytes([*digits, length])
+
+
+def joined_bytes(values: list[bytes]) -> tuple[npt.NDArray[np.uint8], IntArray]:
+    """Return byte strings one after the other, with slack behind, and where each one ends."""
+    ends = np.cumsum([0, *map(len, values)]).astype(np.int64)
+    return np.frombuffer(b"".join([*values, bytes(SLACK_BYTES)]), np.uint8), ends

@@ -2,7 +2,7 @@
 
 Every read is bounded by its record: it has a checksum, but may not be ours. Wire format: see
 `encode_loops`.
-Legend: `n` rows, `K` columns.
+Legend: `n` rows, `K` columns; `at` and `end` addresses.
 """
 
 from __future__ import annotations
@@ -11,19 +11,27 @@ from typing import Any, Final
 
 import numpy as np
 
-from twotower.data.tfrecord.columns import BYTES, FRAME_BYTES, HEAD_BYTES, INT
+from twotower.data.tfrecord.columns import BYTES, FRAME_BYTES, HEAD_BYTES
 from twotower.data.tfrecord.compiled import compiled
+from twotower.data.tfrecord.encode_loops import varint_bytes
+from twotower.data.tfrecord.feature_loops import (
+    CUT,
+    LIST,
+    MALFORMED,
+    get_length,
+    skip,
+    take_feature,
+    take_packed,
+)
+from twotower.data.tfrecord.machine import load_byte, load_half, load_word, store_word
 
-__all__ = ["MALFORMED", "OTHER_KIND", "find_frames", "gather_bytes", "parse"]
-
-MALFORMED: Final = 1
-OTHER_KIND: Final = 2
-_CUT: Final = -1
+__all__ = ["find_frames", "gather", "gather_bytes", "parse"]
 
 _NAME: Final = 10
 _VALUE: Final = 18
-_LIST: Final = 10
-"""Tags of fields 1, 2 and 1 again, each of a stated length."""
+"""Tags of fields 1 and 2, each of a stated length."""
+_HEADS_BYTES: Final = 6
+"""Of a short entry between its name and its values."""
 
 
 @compiled
@@ -33,11 +41,10 @@ def find_frames(data: Any, start: Any, frames: Any) -> Any:
     The end is where the last whole record ends: anything behind it is a cut tail, or a length
     that was altered, which its checksum tells.
     """
+    base = np.int64(data.ctypes.data)
     at, found = start, 0
     while at + FRAME_BYTES <= len(data):
-        length = np.int64(0)
-        for shift in range(8):
-            length |= np.int64(data[at + shift]) << (8 * shift)
+        length = np.int64(load_word(base + at))
         if length < 0 or length > len(data) - at - FRAME_BYTES:
             break
         frames[found, 0], frames[found, 1] = at + HEAD_BYTES, length
@@ -47,165 +54,45 @@ def find_frames(data: Any, start: Any, frames: Any) -> Any:
 
 
 @compiled
-def _get_varint(data: Any, at: Any, end: Any) -> Any:
-    """Return a number and where it ends, or `_CUT` for the end where there is none."""
-    value, shift = np.uint64(0), np.uint64(0)
-    while at < end and shift < np.uint64(70):
-        byte = data[at]
-        at += 1
-        value |= np.uint64(byte & np.uint8(127)) << shift
-        if byte < np.uint8(128):
-            return value, at
-        shift += np.uint64(7)
-    return np.uint64(0), _CUT
-
-
-@compiled
-def _get_length(data: Any, at: Any, end: Any) -> Any:
-    """Return start and end of a field of a stated length, or `_CUT` twice where it is not there."""
-    length, start = _get_varint(data, at, end)
-    if start == _CUT or length > np.uint64(end - start):
-        return _CUT, _CUT
-    return start, start + np.int64(length)
-
-
-@compiled
-def _skip(data: Any, at: Any, end: Any, wire: Any) -> Any:
-    """Return where a field of a wire type ends, or `_CUT`."""
-    if wire == 0:
-        return _get_varint(data, at, end)[1]
-    if wire == 2:
-        return _get_length(data, at, end)[1]
-    size = 8 if wire == 1 else 4
-    is_known = wire == 1 or wire == 5
-    return at + size if is_known and at + size <= end else _CUT
-
-
-@compiled
-def _is_column(data: Any, start: Any, end: Any, names: Any, name_ends: Any, column: Any) -> Any:
-    first = name_ends[column]
-    if name_ends[column + 1] - first != end - start:
-        return False
+def _is_same(at: Any, other: Any, length: Any) -> Any:
     same = 0
-    while same < end - start and names[first + same] == data[start + same]:
+    while same + 8 <= length and load_word(at + same) == load_word(other + same):
+        same += 8
+    while same < length and load_byte(at + same) == load_byte(other + same):
         same += 1
-    return same == end - start
+    return same == length
 
 
 @compiled
-def _find_column(data: Any, start: Any, end: Any, names: Any, name_ends: Any, guess: Any) -> Any:
+def _find_column(at: Any, end: Any, fields: Any, field_ends: Any, guess: Any) -> Any:
     """Return the column of a name, -1 for none; features mostly come in one order."""
-    num_columns = len(name_ends) - 1
-    for step in range(num_columns):
-        column = (guess + step) % num_columns
-        if _is_column(data, start, end, names, name_ends, column):
+    column, length = guess, end - at
+    for _ in range(len(field_ends) - 1):
+        if column >= len(field_ends) - 1:
+            column = 0
+        last = field_ends[column + 1]
+        head = last - field_ends[column] - length  # the name ends its field
+        is_as_long = head == 1 + varint_bytes(np.uint64(length))
+        if is_as_long and _is_same(at, fields + last - length, length):
             return column
+        column += 1
     return -1
 
 
 @compiled
-def _take_packed(data: Any, at: Any, end: Any, kind: Any, pool: Any, used: Any) -> Any:
-    """Append numbers that stand one after the other; return the pool's use, or `_CUT`."""
-    while at < end:
-        if kind == INT:
-            value, at = _get_varint(data, at, end)
-            if at == _CUT:
-                return _CUT
-        else:
-            if at + 4 > end:
-                return _CUT
-            value = np.uint64(0)
-            for shift in range(4):
-                value |= np.uint64(data[at + shift]) << np.uint64(8 * shift)
-            at += 4
-        pool[used] = value
-        used += 1
-    return used
-
-
-@compiled
-def _take_numbers(data: Any, at: Any, end: Any, kind: Any, pool: Any, used: Any) -> Any:
-    """Append the numbers of a list message, packed or single; return the use, or `_CUT`."""
-    while at < end:
-        tag = data[at]
-        wire = tag & np.uint8(7)
-        start = at + 1
-        if wire == 2:
-            start, until = _get_length(data, start, end)
-        else:
-            until = _skip(data, start, end, wire)
-        if until == _CUT:
-            return _CUT
-        if tag >> np.uint8(3) == 1:
-            used = _take_packed(data, start, until, kind, pool, used)
-            if used == _CUT:
-                return _CUT
-        at = until
-    return used
-
-
-@compiled
-def _take_bytes(data: Any, at: Any, end: Any, pool: Any, used: Any) -> Any:
-    """Append start and length of each byte string of a list message; return the use, or `_CUT`."""
-    while at < end:
-        tag = data[at]
-        if tag != _LIST:
-            at = _skip(data, at + 1, end, tag & np.uint8(7))
-            if at == _CUT:
-                return _CUT
-            continue
-        start, at = _get_length(data, at + 1, end)
-        if at == _CUT:
-            return _CUT
-        pool[2 * used] = start
-        pool[2 * used + 1] = at - start
-        used += 1
-    return used
-
-
-@compiled
-def _take_feature(data: Any, at: Any, end: Any, kind: Any, pool: Any, used: Any) -> Any:
-    """Append the values of one feature; return an error and the pool's use."""
-    while at < end:
-        tag = data[at]
-        wire = tag & np.uint8(7)
-        field = tag >> np.uint8(3)
-        if wire != 2 or field < 1 or field > 3:
-            at = _skip(data, at + 1, end, wire)
-            if at == _CUT:
-                return MALFORMED, used
-            continue
-        start, at = _get_length(data, at + 1, end)
-        if at == _CUT:
-            return MALFORMED, used
-        if field != kind:
-            if start == at:
-                continue  # an empty list of whatever kind is a missing value
-            return OTHER_KIND, used
-        if kind == BYTES:
-            taken = _take_bytes(data, start, at, pool, used)
-        else:
-            taken = _take_numbers(data, start, at, kind, pool, used)
-        if taken == _CUT:
-            return MALFORMED, used
-        used = taken
-    return 0, used
-
-
-@compiled
-def _entry(data: Any, at: Any, end: Any) -> Any:
-    """Return where an entry's name and its feature lie: four places, the first `_CUT` if torn."""
+def _entry(at: Any, end: Any) -> Any:
+    """Return where an entry's name and its feature lie: four places, the first `CUT` if torn."""
     name_start, name_end, start, stop = at, at, at, at
     while at < end:
-        tag = data[at]
+        tag = load_byte(at)
         if tag != _NAME and tag != _VALUE:
-            at = _skip(data, at + 1, end, tag & np.uint8(7))
-            if at == _CUT:
-                return _CUT, _CUT, _CUT, _CUT
+            at = skip(at + 1, end, tag & np.uint8(7))
+            if at == CUT:
+                return CUT, CUT, CUT, CUT
             continue
-        first, last = _get_length(data, at + 1, end)
-        if last == _CUT:
-            return _CUT, _CUT, _CUT, _CUT
+        first, last = get_length(at + 1, end)
+        if last == CUT:
+            return CUT, CUT, CUT, CUT
         if tag == _NAME:
             name_start, name_end = first, last
         else:
@@ -215,42 +102,110 @@ def _entry(data: Any, at: Any, end: Any) -> Any:
 
 
 @compiled
-def _parse_features(
-    data: Any,
+def _short_payload(at: Any, end: Any, field: Any, named: Any, kind: Any) -> Any:
+    """Return where the values of an entry as we write it begin, or `CUT` for any other entry.
+
+    One of a given name and kind with one list, and lengths of one byte: the first length tells
+    all others, so what stands before the values is compared in words.
+    """
+    size = np.int64(load_byte(at + 1)) - _HEADS_BYTES - named
+    if size < 0 or size > 127 - _HEADS_BYTES - named or at + 2 + _HEADS_BYTES + named + size > end:
+        return CUT
+    tail = at + 2 + named
+    feature = np.uint32(_VALUE) | np.uint32(size + 4) << np.uint32(8)
+    numbers = np.uint32(kind << 3 | 2) | np.uint32(size + 2) << np.uint32(8)
+    is_same = load_half(tail) == np.uint32(feature | numbers << np.uint32(16))
+    is_listed = load_byte(tail + 4) == LIST and load_byte(tail + 5) == size
+    if is_same and is_listed and _is_same(at + 2, field, named):
+        return tail + _HEADS_BYTES
+    return CUT
+
+
+@compiled
+def _take_short(start: Any, end: Any, base: Any, kind: Any, pool: Any, used: Any) -> Any:
+    """Append the values that `_short_payload` found; return the pool's use, or `CUT`."""
+    if kind != BYTES:
+        return take_packed(start, end, kind, pool, used)
+    store_word(pool + 16 * used, np.uint64(start - base))
+    store_word(pool + 16 * used + 8, np.uint64(end - start))
+    return used + 1
+
+
+@compiled
+def _take_entry(
     at: Any,
     end: Any,
+    base: Any,
+    guess: Any,
+    fields: Any,
+    field_ends: Any,
+    kinds: Any,
+    numbers: Any,
+    spans: Any,
+    used: Any,
+) -> Any:
+    """Append the values of a map entry; return an error, its column or -1, and the pool's use."""
+    name_start, name_end, first, last = _entry(at, end)
+    if name_start == CUT:
+        return MALFORMED, -1, np.int64(0)
+    column = _find_column(name_start, name_end, fields, field_ends, guess)
+    if column < 0:
+        return 0, -1, np.int64(0)
+    kind = kinds[column]
+    if kind == BYTES:
+        error, now = take_feature(first, last, base, kind, spans, used[1])
+    else:
+        error, now = take_feature(first, last, base, kind, numbers, used[0])
+    return error, column, now
+
+
+@compiled
+def _parse_features(
+    at: Any,
+    end: Any,
+    base: Any,
     row: Any,
-    names: Any,
-    name_ends: Any,
+    fields: Any,
+    field_ends: Any,
     kinds: Any,
     places: Any,
-    pools: Any,
+    numbers: Any,
+    spans: Any,
     used: Any,
 ) -> Any:
     """Take the map entries of a record; return an error and the column."""
-    column = -1
+    guess = 0
     while at < end:
-        tag = data[at]
-        if tag != _LIST:
-            at = _skip(data, at + 1, end, tag & np.uint8(7))
-            if at == _CUT:
+        tag = load_byte(at)
+        if tag != LIST:
+            at = skip(at + 1, end, tag & np.uint8(7))
+            if at == CUT:
                 return MALFORMED, -1
             continue
-        start, at = _get_length(data, at + 1, end)
-        if at == _CUT:
-            return MALFORMED, -1
-        name_start, name_end, first, last = _entry(data, start, at)
-        if name_start == _CUT:
-            return MALFORMED, -1
-        found = _find_column(data, name_start, name_end, names, name_ends, column + 1)
-        if found < 0:
-            continue
-        column, pool = found, np.int64(kinds[found] == BYTES)
-        begin = used[pool]
-        error, used[pool] = _take_feature(data, first, last, kinds[column], pools[pool], begin)
-        if error:
-            return error, column
-        places[0, column, row], places[1, column, row] = begin, used[pool] - begin
+        kind, named = kinds[guess], field_ends[guess + 1] - field_ends[guess]
+        pool = np.int64(kind == BYTES)
+        start = _short_payload(at, end, fields + field_ends[guess], named, kind)
+        if start != CUT:
+            at += 2 + np.int64(load_byte(at + 1))
+            column, error = guess, 0
+            now = _take_short(start, at, base, kind, spans if pool else numbers, used[pool])
+            if now == CUT:
+                return MALFORMED, column
+        else:
+            start, at = get_length(at + 1, end)
+            if at == CUT:
+                return MALFORMED, -1
+            error, column, now = _take_entry(
+                start, at, base, guess, fields, field_ends, kinds, numbers, spans, used
+            )
+            if error:
+                return error, column
+            if column < 0:
+                continue
+            pool = np.int64(kinds[column] == BYTES)
+        places[0, column, row], places[1, column, row] = used[pool], now - used[pool]
+        used[pool] = now
+        guess = column + 1 if column + 1 < len(kinds) else 0
     return 0, -1
 
 
@@ -258,8 +213,8 @@ def _parse_features(
 def parse(
     data: Any,
     frames: Any,
-    names: Any,
-    name_ends: Any,
+    fields: Any,
+    field_ends: Any,
     kinds: Any,
     places: Any,
     pools: Any,
@@ -272,8 +227,8 @@ def parse(
     Args:
         data: `uint8` of the file.
         frames: `int64[n, 2]`, start and length of every record's content.
-        names: `uint8`, the wanted columns' names one after the other.
-        name_ends: `int64[K + 1]`.
+        fields: `uint8`, the fields of the wanted columns' names one after the other.
+        field_ends: `int64[K + 1]`.
         kinds: `int64[K]`.
         places: `int64[2, K, n]`, zeros; filled with first place and number of values.
         pools: `uint64[2, m]`, `m` of at least the records' bytes: integers and bits of floats;
@@ -283,24 +238,41 @@ def parse(
     Returns:
         0, `MALFORMED` or `OTHER_KIND`, with the row and the column it was found in.
     """
+    base, wanted = np.int64(data.ctypes.data), np.int64(fields.ctypes.data)
+    numbers, spans = np.int64(pools[0].ctypes.data), np.int64(pools[1].ctypes.data)
     for row in range(len(frames)):
-        at, end = frames[row, 0], frames[row, 0] + frames[row, 1]
+        at = base + frames[row, 0]
+        end = at + frames[row, 1]
         while at < end:
-            tag = data[at]
-            if tag != _LIST:
-                at = _skip(data, at + 1, end, tag & np.uint8(7))
-                if at == _CUT:
+            tag = load_byte(at)
+            if tag != LIST:
+                at = skip(at + 1, end, tag & np.uint8(7))
+                if at == CUT:
                     return MALFORMED, row, -1
                 continue
-            start, at = _get_length(data, at + 1, end)
-            if at == _CUT:
+            start, at = get_length(at + 1, end)
+            if at == CUT:
                 return MALFORMED, row, -1
             error, column = _parse_features(
-                data, start, at, row, names, name_ends, kinds, places, pools, used
+                start, at, base, row, wanted, field_ends, kinds, places, numbers, spans, used
             )
             if error:
                 return error, row, column
     return 0, -1, -1
+
+
+@compiled
+def gather(pool: Any, starts: Any, counts: Any, width: Any, out: Any) -> None:
+    """Copy values `starts[r]` to `starts[r] + counts[r]` of all rows to `out`, one after the other.
+
+    A value is `width` numbers of the pool.
+    """
+    done = 0
+    for row in range(len(starts)):
+        start = width * starts[row]
+        for place in range(start, start + width * counts[row]):
+            out[done] = pool[place]
+            done += 1
 
 
 @compiled

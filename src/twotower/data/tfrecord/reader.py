@@ -18,9 +18,9 @@ import xxhash
 
 from twotower.data.tfrecord.columns import (
     BYTES,
+    FLOAT,
     FRAME_BYTES,
     HEAD_BYTES,
-    INT,
     KIND_NUMBERS,
     Column,
     ColumnKind,
@@ -93,7 +93,7 @@ def read_shard(
     for place, (name, kind) in enumerate(kinds.items()):
         counts = np.concatenate([np.zeros(0, np.int64), *(part[place].counts for part in taken)])
         values = [part[place].values for part in taken]
-        columns[name] = _column(path, name, kind, counts, _values(data, named, place, values))
+        columns[name] = _column(path, name, kind, counts, _joined(data, kind, values))
     return RecordFile(columns, end)
 
 
@@ -147,8 +147,8 @@ def _parts(frames: IntArray) -> Iterator[IntArray]:
 class _Taken(NamedTuple):
     """The values of one column in a run of records."""
 
-    values: npt.NDArray[np.uint64]
-    """Numbers as they stand, or start and length of byte strings, `[m, 2]`."""
+    values: npt.NDArray[Any]
+    """Numbers, or start and length of byte strings, `[m, 2]`."""
     counts: IntArray
 
 
@@ -159,30 +159,32 @@ def _take(
 
     places = np.zeros((2, len(names), len(frames)), np.int64)
     pools = np.empty((2, int(frames[:, 1].sum()) + 1), np.uint64)
-    error = parse(data, frames, *named, places, pools, np.zeros(2, np.int64))
-    _check_parsed(path, frames, names, error)
-    spans = pools[1][: len(pools[1]) // 2 * 2].reshape(-1, 2)
-    by_kind = {True: spans, False: pools[0]}
+    if names:
+        error = parse(data, frames, *named, places, pools, np.zeros(2, np.int64))
+        _check_parsed(path, frames, names, error)
+    kinds = named.kinds.tolist()
     return [
-        _Taken(
-            _gather(by_kind[kind == BYTES], places[0, place], places[1, place]), places[1, place]
-        )
-        for place, kind in enumerate(named.kinds.tolist())
+        _Taken(_gather(pools, kind, starts, counts), counts)
+        for kind, starts, counts in zip(kinds, places[0], places[1], strict=True)
     ]
 
 
-def _gather(pool: npt.NDArray[np.uint64], starts: IntArray, counts: IntArray) -> Any:
-    """Return the values `pool[starts[r]:starts[r] + counts[r]]` of all rows together."""
-    if (counts == 1).all():
-        return pool[starts]
-    ends = np.cumsum(counts)
-    return pool[np.repeat(starts - ends + counts, counts) + np.arange(ends[-1])]
+def _gather(pools: npt.NDArray[np.uint64], kind: int, starts: IntArray, counts: IntArray) -> Any:
+    """Return the values of a column: int64, float32, or start and length of byte strings."""
+    from twotower.data.tfrecord.parse_loops import gather
+
+    width = 2 if kind == BYTES else 1
+    out = np.empty(width * int(counts.sum()), np.uint32 if kind == FLOAT else np.uint64)
+    gather(pools[int(kind == BYTES)], starts, counts, width, out)
+    if kind == BYTES:
+        return out.reshape(-1, 2)
+    return out.view(np.float32 if kind == FLOAT else np.int64)
 
 
 def _check_parsed(
     path: Path, frames: IntArray, names: list[str], error: tuple[int, int, int]
 ) -> None:
-    from twotower.data.tfrecord.parse_loops import OTHER_KIND
+    from twotower.data.tfrecord.feature_loops import OTHER_KIND
 
     kind, row, column = error
     if not kind:
@@ -195,14 +197,12 @@ def _check_parsed(
     raise CorruptArtifact(f"{where} is no tf.train.Example; nothing of it was used")
 
 
-def _values(
-    data: npt.NDArray[np.uint8], named: Layout, place: int, parts: list[npt.NDArray[np.uint64]]
-) -> npt.NDArray[Any]:
-    kind = named.kinds[place]
-    if kind == BYTES:
+def _joined(data: npt.NDArray[np.uint8], kind: ColumnKind, parts: list[Any]) -> npt.NDArray[Any]:
+    number = KIND_NUMBERS[kind]
+    if number == BYTES:
         return _strings(data, np.concatenate([np.zeros((0, 2), np.uint64), *parts]))
-    numbers = np.concatenate([np.zeros(0, np.uint64), *parts])
-    return numbers.view(np.int64) if kind == INT else numbers.astype(np.uint32).view(np.float32)
+    dtype = np.float32 if number == FLOAT else np.int64
+    return np.concatenate([np.zeros(0, dtype), *parts])
 
 
 def _strings(data: npt.NDArray[np.uint8], spans: npt.NDArray[np.uint64]) -> npt.NDArray[Any]:

@@ -1,8 +1,8 @@
-"""Columns to TFRecord files: rows of one shape by numpy, any others by a compiled loop."""
+"""Columns to TFRecord files, some thousands of rows at once by a compiled loop."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,12 +15,13 @@ from twotower.data.tfrecord.columns import (
     FLOAT,
     FRAME_BYTES,
     INT,
+    SLACK_BYTES,
     Column,
     RaggedColumn,
     ShardEntry,
+    joined_bytes,
     layout,
 )
-from twotower.data.tfrecord.fixed_rows import encode_fixed, is_fixed
 from twotower.data.tfrecord.frames import require_codec, seal
 from twotower.durable import Step, at_nothing, replace_file
 from twotower.errors import DataError
@@ -45,16 +46,7 @@ def encode_rows(columns: Mapping[str, Column]) -> bytes:
             its values.
         MissingExtra: numba or google-crc32c is not installed.
     """
-    require_codec()
-    num_rows = _num_rows(columns)
-    kinds = [_kind(name, column) for name, column in columns.items()]
-    parts = []
-    for start in range(0, num_rows, _ROWS_AT_ONCE):
-        end = min(start + _ROWS_AT_ONCE, num_rows)
-        lists = {name: _slice(column, start, end) for name, column in columns.items()}
-        encode = encode_fixed(lists) if is_fixed(lists, kinds) else _encode(lists, kinds)
-        parts.append(seal(*encode))
-    return b"".join(parts)
+    return b"".join(_checked_parts(columns))
 
 
 def write_shard(
@@ -70,14 +62,33 @@ def write_shard(
     Raises:
         DataError: as `encode_rows`.
     """
-    content = encode_rows(columns)
-    replace_file(path, content, at_step)
-    return ShardEntry(
-        name=path.name,
-        rows=_num_rows(columns),
-        bytes=len(content),
-        xxh3=xxhash.xxh3_128_hexdigest(content),
-    )
+    parts, digest, num_bytes = _checked_parts(columns), xxhash.xxh3_128(), 0
+
+    def counted() -> Iterator[memoryview]:
+        nonlocal num_bytes
+        for part in parts:
+            digest.update(part)
+            num_bytes += len(part)
+            yield part
+
+    replace_file(path, counted(), at_step)
+    rows = _num_rows(columns)
+    return ShardEntry(name=path.name, rows=rows, bytes=num_bytes, xxh3=digest.hexdigest())
+
+
+def _checked_parts(columns: Mapping[str, Column]) -> Iterator[memoryview]:
+    """Check all columns, then return their records, a part of the rows at a time."""
+    require_codec()
+    num_rows = _num_rows(columns)
+    kinds = [_kind(name, column) for name, column in columns.items()]
+    return _parts(columns, kinds, num_rows)
+
+
+def _parts(columns: Mapping[str, Column], kinds: list[int], num_rows: int) -> Iterator[memoryview]:
+    for start in range(0, num_rows, _ROWS_AT_ONCE):
+        end = min(start + _ROWS_AT_ONCE, num_rows)
+        lists = {name: _slice(column, start, end) for name, column in columns.items()}
+        yield seal(*_encode(lists, kinds))
 
 
 def _num_rows(columns: Mapping[str, Column]) -> int:
@@ -137,8 +148,9 @@ def _encode(
     byte_data, byte_ends = _flat_bytes(_of_kind(lists, kinds, BYTES))
     num_rows = len(lists[0].offsets) - 1
     num_values = sum(len(column.values) for column in lists)
-    row_bytes = FRAME_BYTES + 10 + len(named.names) + _ENTRY_BYTES * len(lists)
-    out = np.empty(num_rows * row_bytes + 10 * num_values + len(byte_data), np.uint8)
+    row_bytes = FRAME_BYTES + 10 + len(named.fields) + _ENTRY_BYTES * len(lists)
+    num_bytes = num_rows * row_bytes + 10 * num_values + len(byte_data)
+    out = np.empty(num_bytes + SLACK_BYTES, np.uint8)
     frames = np.empty((num_rows, 2), np.int64)
     used = encode(
         out,
@@ -172,6 +184,4 @@ def _places(lists: list[RaggedColumn], kinds: list[int]) -> IntArray:
 
 
 def _flat_bytes(parts: list[npt.NDArray[Any]]) -> tuple[npt.NDArray[np.uint8], IntArray]:
-    values = [value for part in parts for value in part.tolist()]
-    ends = np.cumsum([0, *map(len, values)]).astype(np.int64)
-    return np.frombuffer(b"".join(values), np.uint8), ends
+    return joined_bytes([value for part in parts for value in part.tolist()])
