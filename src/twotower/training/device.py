@@ -69,7 +69,8 @@ def moved(value: T, device: torch.device) -> T:
 
 def _moved(value: Any, device: torch.device) -> Any:
     if isinstance(value, Tensor):
-        source = value.pin_memory() if device.type == "cuda" else value
+        is_pinned = device.type == "cuda" and value.numel() > 0
+        source = value.pin_memory() if is_pinned else value
         return source.to(device, non_blocking=True)
     if isinstance(value, tuple):
         parts = [_moved(part, device) for part in value]
