@@ -140,7 +140,10 @@ def globo(data: Path) -> Log:
         project=project,
         variants={
             "": {},
-            "short": {"model": {"popularity": {"half_life_h": 0.15, "smoothing": 0.05}}},
+            "short": {
+                "model": {"popularity": {"half_life_h": 0.15, "smoothing": 0.05}},
+                "publishing": {"gates": {"max_coverage_loss": 1.0}},
+            },
             "cosine": {
                 "model": {"popularity": {"weight": 0.0}},
                 "training": {"negatives": {"correction": "mixture"}},
