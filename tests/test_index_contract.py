@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -93,6 +95,16 @@ class TestHnswlib(Frozen):
 class TestScann(Frozen):
     min_ann_recall = 0.95  # its codes propose, and random vectors are the hardest to code
     engine = Scann()
+
+
+@pytest.mark.skipif(not has("scann"), reason="pip install 'twotower[scann]'")
+def test_scann_needs_no_fitting_tensorflow_whoever_has_imported_one() -> None:
+    program = (
+        "import sys, types; other = sys.modules['tensorflow'] = types.ModuleType('tensorflow');"
+        "from twotower.index.scann import _load; assert hasattr(_load(), 'builder');"
+        "assert sys.modules['tensorflow'] is other; assert _load() is _load()"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, env=dict(os.environ))
 
 
 class TestFaissBelowItsLimit(IndexContract):

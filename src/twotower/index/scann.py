@@ -1,8 +1,9 @@
 """ScaNN: lists with codes that are learned for inner products, the quickest of all our trials.
 
 Its package has wheels for Linux alone, cannot be mapped from the disk, and cannot be imported
-beside another TensorFlow than the one it was built for; TensorFlow is kept from it, which it takes
-as "not installed". It keeps codes only: the best of them are scored anew with our vectors.
+beside another TensorFlow than the one it was built for; TensorFlow is hidden while it is imported,
+which it takes as "not installed". It keeps codes only: the best of them are scored anew with our
+vectors.
 """
 
 from __future__ import annotations
@@ -118,14 +119,16 @@ class _Searcher:
 
 def _load() -> Any:
     """Return ScaNN's own module, without its TensorFlow operations."""
-    module = sys.modules.get("tensorflow")
-    if module is None:
-        sys.modules["tensorflow"] = None  # type: ignore[assignment]
+    if "scann.scann_ops.py.scann_ops_pybind" in sys.modules:
+        return sys.modules["scann.scann_ops.py.scann_ops_pybind"]
+    tensorflow = sys.modules.get("tensorflow")
+    sys.modules["tensorflow"] = None  # type: ignore[assignment]
     try:
         from scann.scann_ops.py import scann_ops_pybind
     except ImportError as error:
         raise MissingExtra("scann", "scann", "this index engine") from error
     finally:
-        if module is None:
-            del sys.modules["tensorflow"]
+        del sys.modules["tensorflow"]
+        if tensorflow is not None:
+            sys.modules["tensorflow"] = tensorflow
     return scann_ops_pybind
