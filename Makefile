@@ -20,7 +20,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help preflight install install-all demo test test-effects test-faults test-api tune check bench-env clean
+.PHONY: help preflight install install-all demo test test-effects test-faults test-api tune check bench-env bench-full clean
 
 help: ## show this list
 	@echo "make TARGET [PYTHON=python3.12] [PIP_ARGS='--no-index --find-links DIR']"
@@ -91,6 +91,10 @@ check: $(DEV_INSTALLED) ## ruff, its formatting, and mypy in strict mode
 
 bench-env: $(BENCH_INSTALLED) ## add to .venv what the benchmarks use
 	@$(BIN)/python -m pip list --disable-pip-version-check
+
+bench-full: $(BENCH_INSTALLED) ## search among 10 million items: recall against speed, build, memory
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_search.py --items 10000000 --sets gaps \
+	  --engines faiss_ivf faiss_ivf_pq --json bench-search-10m.json --plot bench-search-10m.png
 
 clean: ## remove caches, builds and the demo's output; .venv and your own data stay
 	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis demo-report.json demo-recall.png

@@ -9,7 +9,7 @@ from twotower.index import scan as scanning
 from twotower.index.interface import FloatArray, IntArray
 from twotower.index.rows import make_rows
 from twotower.index.scan import Hidden, scan
-from twotower.index.top_k import TopK
+from twotower.index.top_k import TopK, best_candidates, best_of
 
 NOTHING: IntArray = np.zeros(0, np.int64)
 
@@ -53,6 +53,24 @@ def test_tiles_change_nothing(num_items: int, k: int) -> None:
         assert (found.columns[:, :width] == wanted.columns).all()
         assert (found.scores[:, :width] == wanted.scores).all()
         assert (found.columns[:, width:] == -1).all()
+
+
+@pytest.mark.parametrize("num_rows", [2, 50])
+@pytest.mark.parametrize("last", [200, 2**29 - 1, 2**33])
+@pytest.mark.parametrize("padding", [0, 3])
+def test_candidates_are_sorted_by_score_and_column(num_rows: int, last: int, padding: int) -> None:
+    random = np.random.default_rng(0)
+    columns = np.sort(random.choice(200, (num_rows, 40)), axis=1)
+    columns[:, -1] = last
+    columns[:, :padding] = -1
+    scores = (random.integers(-5, 6, columns.shape) / np.float32(7)).astype(np.float32)
+    scores[1] = np.where(scores[1] == 0, np.float32(-0.0), scores[1])
+    scores[columns < 0] = -np.inf
+    for k in (1, 20, 40, 60):
+        found, wanted = best_candidates(TopK(columns, scores), k), best_of(TopK(columns, scores), k)
+        assert (found.columns == wanted.columns).all()
+        assert (found.scores == wanted.scores).all()
+        assert found.scores.dtype == np.float32
 
 
 @pytest.mark.parametrize("step", [1, -1])

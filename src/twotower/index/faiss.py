@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import errno
 import threading
-from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Final, NamedTuple
+from typing import Any, ClassVar, Final
 
 import numpy as np
 
@@ -35,34 +34,30 @@ _HNSW_LINKS: Final = 32
 _HNSW_BUILD_EFFORT: Final = 100
 
 
-class _Masked(NamedTuple):
-    """A bitmap and what points at it: Faiss keeps bare pointers, so they live together."""
+class _Prepared:
+    """What one thread searches with; Faiss keeps bare pointers, so it all lives together."""
 
-    copy: BitmapCopy
-    selector: Any
-    parameters: Any
-
-    @classmethod
-    def of(cls, shared: ByteArray, parameters: Callable[[Any], Any]) -> _Masked:
-        faiss, copy = load_faiss(), BitmapCopy(shared)
-        selector = faiss.IDSelectorBitmap(len(copy.bits), faiss.swig_ptr(copy.bits))
-        return cls(copy, selector, parameters(selector))
+    def __init__(self, kind: str, copy: BitmapCopy | None = None) -> None:
+        faiss = load_faiss()
+        self.copy = copy or BitmapCopy(np.zeros(0, np.uint8))
+        self.selector = None
+        if copy is not None:
+            self.selector = faiss.IDSelectorBitmap(len(copy.bits), faiss.swig_ptr(copy.bits))
+        self.parameters = getattr(faiss, kind)(sel=self.selector)
+        self.effort = 0
 
 
 class _Faiss(NativeEngine):
     """What the kinds share."""
 
     file_name: ClassVar[str] = "native.faiss"
+    parameters: ClassVar[str] = "SearchParameters"
+    """The class of Faiss that a search is told with how to go."""
+    effort_field: ClassVar[str] = ""
+    """The field of it that holds the effort; empty where all is read."""
 
     def __init__(self) -> None:
         self._own = threading.local()
-
-    @abstractmethod
-    def parameters(self, selector: Any) -> Any:
-        """Return Faiss search parameters, whose effort is set before each call."""
-
-    def set_effort(self, parameters: Any, native: Any, effort: int) -> None:
-        """Make the next search with `parameters` look at so much; nothing where all is read."""
 
     def search(self, native: Any, queries: FloatArray, how: NativeSearch) -> IntArray:
         """See `NativeEngine.search`."""
@@ -71,33 +66,35 @@ class _Faiss(NativeEngine):
         masked = self._masked(how.mask.shared.bits)
         masked.copy.hide(how.mask.hidden)
         try:
-            return self._found(native, queries, how, masked.parameters)
+            return self._found(native, queries, how, masked)
         finally:
             masked.copy.show(how.mask.hidden)
 
     def _found(
-        self, native: Any, queries: FloatArray, how: NativeSearch, parameters: Any
+        self, native: Any, queries: FloatArray, how: NativeSearch, prepared: _Prepared
     ) -> IntArray:
-        """Search as `native.search` does, whose Python around it costs as much as 10,000 codes."""
-        swig_ptr = load_faiss().swig_ptr
-        self.set_effort(parameters, native, how.effort)
-        rows = np.empty((len(queries), how.depth), np.int64)
-        scores = np.empty(rows.shape, np.float32)
-        native.search_c(
-            len(queries), swig_ptr(queries), how.depth, swig_ptr(scores), swig_ptr(rows), parameters
-        )
+        """Search as `native.search` does, without the copies and checks of its Python."""
+        if prepared.effort != how.effort and self.effort_field:
+            setattr(prepared.parameters, self.effort_field, how.effort)
+            prepared.effort = how.effort
+        swig_ptr, num_queries = load_faiss().swig_ptr, len(queries)
+        rows = np.empty((num_queries, how.depth), np.int64)
+        scores = np.empty((num_queries, how.depth), np.float32)
+        places = (swig_ptr(scores), swig_ptr(rows))
+        native.search_c(num_queries, swig_ptr(queries), how.depth, *places, prepared.parameters)
         return rows
 
-    def _unmasked(self) -> Any:
-        if not hasattr(self._own, "parameters"):
-            self._own.parameters = self.parameters(None)
-        return self._own.parameters
+    def _unmasked(self) -> _Prepared:
+        unmasked: _Prepared | None = getattr(self._own, "unmasked", None)
+        if unmasked is None:
+            unmasked = self._own.unmasked = _Prepared(self.parameters)
+        return unmasked
 
-    def _masked(self, shared: ByteArray) -> _Masked:
+    def _masked(self, shared: ByteArray) -> _Prepared:
         """Return what this thread keeps for masked searches, with a copy of `shared` in it."""
-        masked: _Masked | None = getattr(self._own, "masked", None)
+        masked: _Prepared | None = getattr(self._own, "masked", None)
         if masked is None or len(masked.copy.bits) != len(shared):
-            masked = self._own.masked = _Masked.of(shared, self.parameters)
+            masked = self._own.masked = _Prepared(self.parameters, BitmapCopy(shared))
         masked.copy.load(shared)
         return masked
 
@@ -141,10 +138,6 @@ class Flat(_Faiss):
         """See `NativeEngine.efforts`: there is but one."""
         return (1,)
 
-    def parameters(self, selector: Any) -> Any:
-        """See `_Faiss.parameters`."""
-        return load_faiss().SearchParameters(sel=selector)
-
 
 class Ivf(_Faiss):
     """Inverted lists with 8-bit codes: about 4 sqrt(M) lists, `effort` of them probed.
@@ -154,6 +147,8 @@ class Ivf(_Faiss):
     """
 
     name = "faiss_ivf"
+    parameters = "SearchParametersIVF"
+    effort_field = "nprobe"
     candidates = 1.5
 
     def codes(self, dimensions: int) -> str:
@@ -177,14 +172,6 @@ class Ivf(_Faiss):
         """See `NativeEngine.efforts`: powers of two up to all lists."""
         lists = int(native.nlist)
         return doubling(fewest_lists(lists, int(native.ntotal)), lists)
-
-    def parameters(self, selector: Any) -> Any:
-        """See `_Faiss.parameters`."""
-        return load_faiss().SearchParametersIVF(sel=selector)
-
-    def set_effort(self, parameters: Any, native: Any, effort: int) -> None:
-        """See `_Faiss.set_effort`: the lists probed."""
-        parameters.nprobe = min(effort, native.nlist)
 
 
 class IvfFlat(Ivf):
@@ -230,6 +217,8 @@ class Hnsw(_Faiss):
     """
 
     name = "faiss_hnsw"
+    parameters = "SearchParametersHNSW"
+    effort_field = "efSearch"
 
     def build(self, vectors: FloatArray, seed: int) -> Any:
         """See `NativeEngine.build`."""
@@ -243,14 +232,6 @@ class Hnsw(_Faiss):
     def efforts(self, native: Any) -> Sequence[int]:
         """See `NativeEngine.efforts`: doubling up to 1,024."""
         return doubling(16, min(1024, max(16, int(native.ntotal))))
-
-    def parameters(self, selector: Any) -> Any:
-        """See `_Faiss.parameters`."""
-        return load_faiss().SearchParametersHNSW(sel=selector)
-
-    def set_effort(self, parameters: Any, native: Any, effort: int) -> None:
-        """See `_Faiss.set_effort`: the candidates kept in view."""
-        parameters.efSearch = effort
 
 
 def load_faiss() -> Any:

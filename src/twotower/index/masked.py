@@ -21,13 +21,14 @@ from twotower.index.interface import (
 from twotower.index.native import NativeEngine, NativeSearch
 from twotower.index.row_mask import RowMask, SharedMask
 from twotower.index.rows import VectorRows
-from twotower.index.top_k import TopK, best_of
+from twotower.index.top_k import TopK, best_candidates
 
 __all__ = ["MaskedSearch"]
 
 _MIN_ALLOWED_SHARE: Final = 0.15
 """Below this share of the items allowed, scanning those is faster than the index, and exact."""
-_RERANKED_FLOATS: Final = 4_000_000
+_RERANKED_FLOATS: Final = 150_000
+"""Of candidates gathered at a time: what stays in a cache until they are multiplied."""
 _FEWEST_SPARE: Final = 16
 """Candidates more than are asked for, where codes propose them."""
 
@@ -79,7 +80,7 @@ class MaskedSearch(NamedTuple):
         how = NativeSearch(
             depth=min(self._depth(k), num_rows),
             # A mask thins out every list and every neighbourhood alike.
-            effort=math.ceil(self.effort * num_rows / num_allowed),
+            effort=round(self.effort * num_rows / num_allowed),
             mask=None if num_allowed == num_rows else mask,
         )
         return self.engine.search(self.native, queries, how)
@@ -105,5 +106,5 @@ class MaskedSearch(NamedTuple):
             np.matmul(vectors, queries[part, :, None], out=scores[part, :, None])
         if np.count_nonzero(rows[:, :1] < 0):  # padding, which was scored as the last item
             scores[rows < 0] = -np.inf
-        best = best_of(TopK(rows, scores), k)
+        best = best_candidates(TopK(rows, scores), k)
         return SearchResult(self.rows.labels(best.columns), best.scores)

@@ -20,7 +20,7 @@ __all__ = ["BitmapCopy", "ByteArray", "RowMask", "SharedMask"]
 ByteArray = npt.NDArray[np.uint8]
 
 _NO_ROWS: Final[IntArray] = np.zeros(0, np.int64)
-_ALL_BUT_BIT: Final[ByteArray] = ~(1 << np.arange(8)).astype(np.uint8)
+_BIT: Final[ByteArray] = (1 << np.arange(8)).astype(np.uint8)
 
 
 class SharedMask:
@@ -98,8 +98,8 @@ class BitmapCopy:
             self.shared = shared
 
     def hide(self, rows: IntArray) -> None:
-        """Clear the bits of `rows`, of which several may lie in one byte."""
-        np.bitwise_and.at(self.bits, rows >> 3, _ALL_BUT_BIT.take(rows & 7))
+        """Clear the bits of `rows`, all set and distinct, of which several may lie in one byte."""
+        np.subtract.at(self.bits, rows >> 3, _BIT.take(rows & 7))
 
     def show(self, rows: IntArray) -> None:
         """Undo `hide`."""

@@ -11,12 +11,16 @@ import numpy as np
 
 from twotower.index.interface import PADDING, BoolArray, FloatArray, IntArray, SearchResult
 
-__all__ = ["TopK", "best_of", "merge", "padded", "top_k"]
+__all__ = ["TopK", "best_candidates", "best_of", "merge", "padded", "top_k"]
 
 _SLAB_COLUMNS: Final = 1024
 _MAX_GROUP: Final = 16
 _MAX_NEAR: Final = 4
 """Near columns a place wanted, above which a row is taken to have many equal scores."""
+
+
+_LOW: Final = 2**29 - 1
+_FEW_ROWS: Final = 4
 
 
 class TopK(NamedTuple):
@@ -60,6 +64,34 @@ def best_of(found: TopK, k: int) -> TopK:
     filled = padded(num_rows, k)
     filled.columns[:, :width], filled.scores[:, :width] = best
     return filled
+
+
+def best_candidates(found: TopK, k: int) -> TopK:
+    """Do what `best_of` does, where columns ascend in each row; many rows in a fifth of the time.
+
+    They are sorted as numbers that hold score and column: a float32 leaves the lower 29 of the 52
+    bits of a float64's fraction empty. Padding and columns that do not fit there are left to
+    `best_of`.
+    """
+    if len(found.columns) < _FEW_ROWS or k > found.columns.shape[1]:
+        return best_of(found, k)
+    if found.columns[:, 0].min() < 0 or found.columns[:, -1].max() > _LOW:
+        return best_of(found, k)
+    keys = found.scores.astype(np.float64)
+    keys += 0.0  # no negative zero
+    bits = keys.view(np.int64)
+    bits |= _low_bits(found.columns, bits)
+    keys.sort(axis=1)
+    best = bits[:, : -k - 1 : -1]
+    return TopK(_low_bits(best, best), (best & ~_LOW).view(np.float64).astype(np.float32))
+
+
+def _low_bits(columns: IntArray, bits: IntArray) -> IntArray:
+    """Return columns as low bits of floats, and back: turned round where the float is positive.
+
+    So the lower column makes the larger number, whatever the sign.
+    """
+    return (columns ^ ~(bits >> 63)) & _LOW
 
 
 def _lower_bound(scores: FloatArray, kept: int) -> FloatArray:
