@@ -62,7 +62,8 @@ LAYERS: Final[dict[str, Layer]] = {
         "errors settings entities",
     ),
     "encoding": layer(
-        "publishing.encoding publishing.day_items", "errors settings entities generation"
+        "publishing.encoding publishing.tower publishing.day_items",
+        "errors settings entities generation",
     ),
     "publishing": layer(
         "publishing",
@@ -99,7 +100,7 @@ ENGINES: Final[dict[str, tuple[str, ...]]] = {
     "llvmlite": ("data.tfrecord.machine",),
     "numba": ("data.tfrecord.compiled", "data.tfrecord.machine"),
     "onnx": ("model.export",),
-    "onnxruntime": ("publishing.encoding",),
+    "onnxruntime": ("publishing.tower",),
     "opentelemetry": ("serving.tracing",),
     "orjson": ("serving.answer_json",),
     "pandas": ("data",),

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twotower.data.ids import IdKind, IdMap, as_id_array, decode_ids
+from twotower.data.ids import IdKind, IdMap, as_id_array, decode_ids, lookup, lookup_one
 from twotower.errors import DataError
 
 TEXT = st.text(min_size=1, max_size=8).filter(lambda text: "\0" not in text and text.isprintable())
@@ -37,6 +37,20 @@ def test_string_ids_are_the_same_as_text_and_as_stored_bytes(
     assert len(as_text) == len(set(first) | set(second))
     known = decode_ids(as_text.ids)
     assert as_text.positions(known).tolist() == list(range(len(known)))
+
+
+@given(st.lists(st.integers(-9, 9), max_size=9), st.lists(TEXT, max_size=9), TEXT)
+def test_one_id_is_looked_up_as_many_are(numbers: list[int], texts: list[str], other: str) -> None:
+    for kind, values, wanted in (
+        ("int", numbers, [*range(-10, 11)]),
+        ("str", texts, [*texts, other, f"{other}{other}"]),
+    ):
+        ids = as_id_array(list(dict.fromkeys(values)), kind)  # type: ignore[arg-type, call-overload]
+        order = np.argsort(ids, kind="stable")
+        asked = as_id_array(wanted, kind)  # type: ignore[arg-type, call-overload]
+        for these, by in ((ids, order), (np.sort(ids), None)):
+            found = [lookup_one(these, by, asked[[place]]) for place in range(len(asked))]
+            assert found == lookup(these, by, asked).tolist()
 
 
 def test_a_row_is_earned_by_occurrences_and_never_shared() -> None:

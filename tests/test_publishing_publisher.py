@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,32 @@ def test_history_is_pooled_from_the_history_table(
         encoder.user_vector(0, profile, np.array([5])),
         atol=1e-6,
     )
+
+
+@pytest.mark.parametrize("pooling", ["mean", "sqrt"])
+@pytest.mark.parametrize("with_features", [True, False])
+def test_one_request_gets_the_bits_of_a_batch_of_one(
+    store: ModelStore, pooling: HistoryPooling, with_features: bool
+) -> None:
+    checkpoint = tiny_checkpoint(history_pooling=pooling, with_features=with_features)
+    encoder = Encoder.of(publish_tiny(store, checkpoint))
+    alone = [one_vector(encoder, user) for user in range(len(checkpoint.users))]
+    for user, vector in enumerate(alone):
+        np.testing.assert_array_equal(vector, encoder.user_vectors(np.array([user])))
+    assert len({vector.tobytes() for vector in alone}) > 6  # none is written over by the next
+
+
+def test_requests_in_several_threads_do_not_mix(store: ModelStore) -> None:
+    encoder = Encoder.of(publish_tiny(store, tiny_checkpoint()))
+    expected = [one_vector(encoder, user) for user in range(6)]
+    with ThreadPoolExecutor(3) as threads:
+        found = list(threads.map(lambda number: one_vector(encoder, number % 6), range(600)))
+    for number, vector in enumerate(found):
+        np.testing.assert_array_equal(vector, expected[number % 6])
+
+
+def one_vector(encoder: Encoder, user: int) -> np.ndarray:
+    return encoder.user_vector(user, encoder.profile(user, {})[0], encoder.recent.list_at(user))
 
 
 def test_not_admitted_users_share_the_unknown_row(store: ModelStore) -> None:

@@ -24,6 +24,7 @@ __all__ = [
     "as_id_array",
     "decode_ids",
     "lookup",
+    "lookup_one",
     "view_ids",
 ]
 
@@ -79,7 +80,8 @@ def decode_ids(ids: npt.NDArray[np.generic]) -> list[Id]:
     """Return the IDs of an array as Python integers or strings."""
     if ids.dtype.kind == "S":
         return [value.decode() for value in ids.tolist()]
-    return [int(value) for value in ids.tolist()]
+    decoded: list[Id] = ids.tolist()
+    return decoded
 
 
 def lookup(
@@ -101,6 +103,20 @@ def lookup(
     place = np.minimum(np.searchsorted(ids, narrow, sorter=order), len(ids) - 1)
     found = np.asarray(place if order is None else order[place], dtype=np.int64)
     return np.where(ids[found] == wanted, found, -1)
+
+
+def lookup_one(
+    ids: npt.NDArray[np.generic],
+    order: npt.NDArray[np.integer] | None,
+    wanted: npt.NDArray[np.generic],
+) -> int:
+    """Return what `lookup` returns for the one ID that `wanted` has, several times as fast."""
+    narrow = wanted if wanted.dtype == ids.dtype else wanted.astype(ids.dtype)
+    place = int(ids.searchsorted(narrow, sorter=order)[0])
+    if place == len(ids):
+        return -1
+    found = place if order is None else int(order[place])
+    return found if ids[found] == wanted[0] else -1
 
 
 class IdMap:

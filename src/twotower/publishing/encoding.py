@@ -9,7 +9,7 @@ dimension (the popularity coordinate included).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -17,13 +17,11 @@ import numpy.typing as npt
 from twotower.data.features import EncodedFeatures, FeatureSpec
 from twotower.data.ids import UNKNOWN_ROW
 from twotower.data.user_state import Ragged, take_ragged
-from twotower.errors import ConfigError, MissingExtra, suggestion
+from twotower.errors import ConfigError, suggestion
 from twotower.publishing.entities import Artifacts, Entities
 from twotower.publishing.generation import Generation
 from twotower.publishing.manifest import HistoryPooling, Scoring
-
-if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
+from twotower.publishing.tower import Tower
 
 __all__ = ["Encoder", "with_fields"]
 
@@ -31,6 +29,7 @@ FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
 
 _BATCH: Final = 1024
+_FIRST: Final = np.zeros(1, np.int64)
 
 
 class Encoder:
@@ -74,8 +73,8 @@ class Encoder:
         self.item_id_embeddings: FloatArray = artifacts.array("item_id_embeddings.npy")
         self._history_rows: FloatArray = artifacts.array("history_embeddings.npy")
         self._log_popularity: FloatArray = artifacts.array("log_popularity.npy")
-        self._user_tower = _Tower(artifacts.read("user_tower.onnx"), threads)
-        self._item_tower = _Tower(artifacts.read("item_tower.onnx"), threads)
+        self._user_tower = Tower(artifacts.read("user_tower.onnx"), threads)
+        self._item_tower = Tower(artifacts.read("item_tower.onnx"), threads)
 
     @classmethod
     def of(cls, generation: Generation, *, threads: int = 1) -> Encoder:
@@ -162,10 +161,15 @@ class Encoder:
         """
         if embedding is None:
             row = self.users.rows[position] if position >= 0 else UNKNOWN_ROW
-            embedding = self.user_id_embeddings[row][None]
+            embedding = self.user_id_embeddings[row]
         recent = recent[max(0, len(recent) - self._history_length) :]
-        history = self._pool_rows(self._history_rows_at(recent), np.array([0, len(recent)]))
-        return self._encode(embedding, profile, history)
+        history = self._pool_one(self._history_rows_at(recent))
+        vector = self._user_tower.run_one(_inputs(embedding, history, profile))
+        if not self._scoring.has_popularity:
+            return vector
+        with_one = np.ones((1, vector.shape[1] + 1), np.float32)
+        with_one[:, :-1] = vector
+        return with_one
 
     def item_embedding(self, position: int) -> FloatArray:
         """Return an item's ID row, `[1, id_dim]`; the unknown-ID row where it is not known, -1."""
@@ -227,13 +231,12 @@ class Encoder:
             ConfigError: a given feature is none of this model's.
         """
         spec = self.user_features
+        stored = self.users.profile_at(position) if position >= 0 else spec.missing(1)
+        if not given:
+            return stored, []
         known = [field.name for field in spec.fields]
         if unknown := sorted(set(given) - set(known)):
             raise ConfigError(_unknown_feature("user", unknown[0], known))
-        is_known = position >= 0
-        stored = self.users.profiles_at(np.array([position])) if is_known else spec.missing(1)
-        if not given:
-            return stored, []
         request, missing, unseen = spec.encode_one(given, self.as_of_ms)
         notes = [f"feature:{name}=unseen" for name in unseen if name in given]
         notes += [f"feature:{name}=missing" for name in missing if name in given]
@@ -271,6 +274,8 @@ class Encoder:
 
     def _history_rows_at(self, positions: IntArray) -> IntArray:
         """Return the rows of items in the history table, row 0 of those that are not known."""
+        if not len(positions):
+            return positions
         known = (positions >= 0) & (positions < len(self.items))
         if known.all():
             return self.items.rows[positions]
@@ -294,19 +299,13 @@ class Encoder:
             )
         return pooled
 
-
-class _Tower:
-    """One ONNX graph; inputs of width 0 are left out of it."""
-
-    def __init__(self, graph: bytes, threads: int) -> None:
-        self._session = _session(graph, threads)
-        self._names = [node.name for node in self._session.get_inputs()]
-
-    def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> FloatArray:
-        """Return `[n, D]` from those of `inputs` that the graph has."""
-        wanted = {name: inputs[name] for name in self._names}
-        vectors: FloatArray = self._session.run(["vector"], wanted)[0]
-        return vectors
+    def _pool_one(self, rows: IntArray) -> FloatArray:
+        """Return what `_pool_rows` returns of one user, to the bit, `[1, dim]`: by the same sum."""
+        if not len(rows):
+            return np.zeros((1, self._history_rows.shape[1]), np.float32)
+        total: FloatArray = np.add.reduceat(self._history_rows.take(rows, axis=0), _FIRST, axis=0)
+        length = np.float32(len(rows))
+        return total / (length if self._history_pooling == "mean" else np.sqrt(length))
 
 
 def _ragged(artifacts: Artifacts, name: str) -> Ragged:
@@ -315,27 +314,14 @@ def _ragged(artifacts: Artifacts, name: str) -> Ragged:
     )
 
 
-def _session(graph: bytes, threads: int) -> InferenceSession:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingExtra("onnxruntime", "serve", "running a tower") from error
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-
-
 def _inputs(
     embedding: FloatArray, history: FloatArray | None, profiles: EncodedFeatures
 ) -> dict[str, npt.NDArray[Any]]:
     inputs: dict[str, npt.NDArray[Any]] = {
         "id_embedding": embedding,
-        "categorical": profiles.categorical.astype(np.int64),
+        "categorical": profiles.categorical,
         "numeric": profiles.numeric,
-        "multi": profiles.multi.astype(np.int64),
+        "multi": profiles.multi,
     }
     return inputs if history is None else inputs | {"history_embedding": history}
 

@@ -13,7 +13,16 @@ import numpy as np
 import numpy.typing as npt
 
 from twotower.data.features import EncodedFeatures
-from twotower.data.ids import Id, IdKind, IdMap, as_id_array, decode_ids, lookup, view_ids
+from twotower.data.ids import (
+    Id,
+    IdKind,
+    IdMap,
+    as_id_array,
+    decode_ids,
+    lookup,
+    lookup_one,
+    view_ids,
+)
 from twotower.data.schema import IdArray
 from twotower.errors import DataError
 
@@ -68,6 +77,10 @@ class Entities:
         """Return the same for IDs that are in their stored form already."""
         return lookup(self.ids, self.order, stored)
 
+    def position_of(self, stored: IdArray) -> int:
+        """Return the same for one ID, an array of one element."""
+        return lookup_one(self.ids, self.order, stored)
+
     def normal(self, value: Id) -> Id:
         """Return an ID as the log has it: the text `712` is 712 where IDs are integers.
 
@@ -95,3 +108,9 @@ class Entities:
         """Return the stored features at `positions`."""
         categorical, numeric, multi = self.profiles
         return EncodedFeatures(categorical[positions], numeric[positions], multi[positions])
+
+    def profile_at(self, position: int) -> EncodedFeatures:
+        """Return the stored features of one entity, as views."""
+        one = slice(position, position + 1)
+        categorical, numeric, multi = self.profiles
+        return EncodedFeatures(categorical[one], numeric[one], multi[one])

@@ -6,7 +6,7 @@ Legend: `H` recent clicks, `D` vector dimension.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +18,12 @@ from twotower.serving.known_items import KnownItems
 from twotower.serving.overlay import Overlay
 from twotower.serving.user_state import NO_ACTIONS, UserActions, UserEvents
 
-__all__ = ["AskingUser", "KnownUsers"]
+__all__ = ["AskingUser", "KnownUsers", "joined"]
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
+
+_NOTHING: Final = np.zeros(0, np.int64)
 
 
 class AskingUser(NamedTuple):
@@ -65,7 +67,7 @@ class KnownUsers:
             DataError: an ID is of the wrong kind.
         """
         user = self._encoder.users.stored_form([user_id])
-        position = int(self._encoder.users.positions_of(user)[0])
+        position = self._encoder.users.position_of(user)
         embedding = self._overlay.user_embedding(user)
         profile, notes = self._profile(position, features)
         actions = NO_ACTIONS if self._state is None else self._state.of(user)
@@ -101,11 +103,13 @@ class KnownUsers:
             return known, len(known) < len(recent)
         clicks = self._items.of_codes(actions.clicks)
         if position >= 0:
-            clicks = np.concatenate([self._encoder.recent.list_at(position), clicks])
+            clicks = joined([self._encoder.recent.list_at(position), clicks])
         return clicks[max(0, len(clicks) - self._history_length) :], False
 
     def numbers(self, item_ids: Sequence[Id]) -> IntArray:
         """Return the numbers of those items that can be found."""
+        if not item_ids:
+            return _NOTHING
         found = self._items.positions_of(self._encoder.items.stored_form(item_ids))
         return found[found >= 0]
 
@@ -114,4 +118,12 @@ class KnownUsers:
         shown = [user.clicks, self._items.of_codes(user.actions.seen)]
         if user.position >= 0:
             shown.append(self._encoder.seen.list_at(user.position))
-        return np.concatenate(shown)
+        return joined(shown)
+
+
+def joined(lists: Sequence[IntArray]) -> IntArray:
+    """Return lists one after the other; most are empty, and numpy takes its time for those too."""
+    filled = [numbers for numbers in lists if len(numbers)]
+    if len(filled) == 1:
+        return filled[0]
+    return np.concatenate(filled) if filled else _NOTHING

@@ -56,6 +56,8 @@ class KnownItems:
 
     def of_codes(self, codes: IntArray) -> IntArray:
         """Return the number of each item by its code in the user state: `int64[n]`."""
+        if not len(codes):
+            return codes
         is_strange = codes < 0
         if not is_strange.any():
             return codes
@@ -66,7 +68,7 @@ class KnownItems:
     def decode(self, numbers: IntArray) -> list[Id]:
         """Return the IDs of the log."""
         is_behind = numbers >= len(self._base)
-        if not is_behind.any():
+        if not len(self._behind) or not is_behind.any():
             return self._base.decode(numbers)
         behind = iter(decode_ids(self._behind[numbers[is_behind] - len(self._base)]))
         known = iter(self._base.decode(numbers[~is_behind]))

@@ -67,7 +67,7 @@ def _similar(served: Served, request: SimilarRequest) -> dict[str, object]:
     query = mean / max(float(np.linalg.norm(mean)), 1e-12)
     allowed = retriever.filter.allowed(request.filter) if request.filter else EVERYTHING
     hidden = np.concatenate([known, retriever.users.numbers(request.exclude)])
-    k = max(1, min(request.k, len(retriever.index)))
+    k = retriever.overlay.at_most(request.k)
     result = retriever.index.search(query, k, exclude=[hidden], allowed=allowed.mask)
     num_found = int(np.count_nonzero(result.ids[0] >= 0))
     found = candidates(

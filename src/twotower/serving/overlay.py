@@ -169,6 +169,14 @@ class Overlay:
         return replace(self, index=index, added=added)
 
     @cached_property
+    def _num_searched(self) -> int:
+        return len(self.index)
+
+    def at_most(self, k: int) -> int:
+        """Return how many items to search for where `k` are wanted: no more than there are."""
+        return max(1, min(k, self._num_searched))
+
+    @cached_property
     def searched(self) -> ItemVectors:
         """The items with newer vectors, ascending: those of deltas win."""
         item_ids, vectors = self.items.vectors

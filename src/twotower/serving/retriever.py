@@ -27,7 +27,7 @@ from twotower.publishing.encoding import Encoder
 from twotower.publishing.generation import Generation
 from twotower.publishing.store import ModelStore
 from twotower.serving.answer import Answer, Candidate, Found, RecentClick
-from twotower.serving.asking_user import KnownUsers
+from twotower.serving.asking_user import KnownUsers, joined
 from twotower.serving.day_items import DayItems
 from twotower.serving.item_filter import EVERYTHING, ItemFilter
 from twotower.serving.item_space import ItemSpace
@@ -277,13 +277,13 @@ class Retriever:
         encoded = time.perf_counter()
         hidden = self.users.numbers(exclude)
         if not include_seen:
-            hidden = np.concatenate([hidden, self.users.shown(user)])
+            hidden = joined([hidden, self.users.shown(user)])
         allowed = self.filter.allowed(conditions) if conditions else EVERYTHING
         filtered = time.perf_counter()
         result = self.index.search(
-            vector, max(1, min(k, len(self.index))), exclude=[hidden], allowed=allowed.mask
+            vector, self.overlay.at_most(k), exclude=[hidden], allowed=allowed.mask
         )
-        num_found = int(np.count_nonzero(result.ids[0] >= 0))  # padding stands at the end
+        num_found = _num_found(result.ids[0])
         return Found(
             positions=result.ids[0, :num_found],
             scores=result.scores[0, :num_found],
@@ -297,3 +297,10 @@ class Retriever:
     def decode_items(self, numbers: IntArray) -> list[Id]:
         """Return the log's IDs of what `find` found."""
         return self.items.decode(numbers)
+
+
+def _num_found(numbers: IntArray) -> int:
+    """Return how many places of one answer an item fills; padding stands at the end."""
+    if numbers[-1] >= 0:
+        return len(numbers)
+    return int(np.count_nonzero(numbers >= 0))
