@@ -119,7 +119,7 @@ ENGINES: Final[dict[str, tuple[str, ...]]] = {
     "threadpoolctl": ("baselines",),
     "torch": ("model", "training", "checkpoint", "publishing.trainer_vectors"),
     "typer": ("cli",),
-    "uvicorn": ("serving.http_server", "serving.protocol"),
+    "uvicorn": ("serving.http_server", "serving.protocol", "serving.direct_protocol"),
     "xxhash": ("data", "publishing.delta_files"),
 }
 """Where each third-party engine may be imported while the program runs."""

@@ -5,7 +5,6 @@ The front door counts every request and gives it its ID, whatever answers it.
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -19,7 +18,6 @@ from twotower.serving.docs_page import CONTENT_SECURITY_POLICY, docs_page, style
 from twotower.serving.exchange import (
     PROBLEM,
     Receive,
-    RequestIds,
     Scope,
     Send,
     Unbounded,
@@ -31,9 +29,9 @@ from twotower.serving.handlers import Mounted
 from twotower.serving.metrics import Metrics
 from twotower.serving.metrics_page import CONTENT_TYPE_LATEST, render_metrics
 from twotower.serving.openapi import merged_document
-from twotower.serving.outgoing import Outgoing, log_failure
+from twotower.serving.outgoing import Echo, Outgoing, log_failure
 from twotower.serving.overload import Overload
-from twotower.serving.problems import Header, RefusedRequest, problem_body
+from twotower.serving.problems import RefusedRequest, problem_body
 from twotower.serving.project_metrics import ProjectMetrics
 from twotower.serving.route_table import Match, RouteTable
 from twotower.serving.routes import ROUTES
@@ -45,7 +43,6 @@ __all__ = ["FrontDoor", "make_app"]
 _JSON: Final = "application/json"
 _PROBLEM: Final = PROBLEM.decode()
 _SUMMARIES: Final = {route.name: route.summary for route in ROUTES}
-_TRACE: Final = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _READY: Final = {
     "content": {_JSON: {"schema": {"$ref": f"#/components/schemas/{Readiness.__name__}"}}}
 }
@@ -149,16 +146,15 @@ class FrontDoor:
         metrics: Metrics,
         guard: Guard,
         overload: Overload,
+        echo: Echo | None = None,
     ) -> None:
-        self.is_draining = False
-        """Once set, every answer asks its client to open the next connection elsewhere."""
         self._handlers = handlers
         self._behind = behind
         self._metrics = metrics
         self._guard = guard
         self._overload = overload
         self._unshed = Unbounded(metrics.request_shed)
-        self._ids = RequestIds()
+        self._echo = echo or Echo()
         self._table = RouteTable()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -166,9 +162,8 @@ class FrontDoor:
         if scope["type"] != "http":
             await self._behind(scope, receive, send)
             return
-        given_id, trace = _given(scope)
-        request_id = self._ids.of(given_id)
-        outgoing = Outgoing(send, self._metrics, request_id, self._every_answer(request_id, trace))
+        request_id, headers = self._echo.of(scope["headers"])
+        outgoing = Outgoing(send, self._metrics, request_id, headers)
         scope.setdefault("state", {})["request_id"] = request_id
         try:
             match = self._table.find(scope["method"], scope["path"], scope["raw_path"])
@@ -200,21 +195,3 @@ class FrontDoor:
             raise RefusedRequest(405, f"expected {match.allowed}", headers=headers)
         else:
             await self._behind(scope, receive, send)
-
-    def _every_answer(self, request_id: str, trace: bytes | None) -> tuple[Header, ...]:
-        """Return the headers that every answer has."""
-        headers: tuple[Header, ...] = ((b"x-request-id", request_id.encode()),)
-        if trace is not None and _TRACE.fullmatch(trace):
-            headers = (*headers, (b"traceparent", trace))
-        return (*headers, (b"connection", b"close")) if self.is_draining else headers
-
-
-def _given(scope: Scope) -> tuple[bytes | None, bytes | None]:
-    """Return the request's ID and trace, as its headers have them."""
-    request_id = trace = None
-    for name, value in scope["headers"]:
-        if name == b"x-request-id":
-            request_id = value
-        elif name == b"traceparent":
-            trace = value
-    return request_id, trace

@@ -34,10 +34,13 @@ __all__ = [
     "Send",
     "Unbounded",
     "answer_call",
+    "answer_whole",
+    "check_body",
     "check_head",
     "header",
     "problem_reply",
     "read_body",
+    "reply_headers",
     "send_reply",
 ]
 
@@ -180,17 +183,32 @@ async def answer_call(
             with admission.elsewhere():
                 body = await read_body(receive, limits)
             began_s = time.perf_counter()
-        if time.perf_counter() >= deadline_s:
-            admission.request_shed("deadline")
-            raise RefusedRequest(504, "the time that the client gave passed before the work began")
-        reply = handler(Call(body, request_id, values, deadline_s, scope))
+        reply = answer_whole(
+            handler, admission, Call(body, request_id, values, deadline_s, scope), began_s
+        )
         if isinstance(reply, Reply):
-            admission.worked(time.perf_counter() - began_s)
             return reply
         with admission.elsewhere():
             return await reply
     except RefusedRequest as refused:
         return problem_reply(refused, request_id)
+
+
+def answer_whole(
+    handler: Handler, admission: Admission, call: Call, began_s: float
+) -> Reply | Awaitable[Reply]:
+    """Return the handler's reply to a request that was read, unless it is too late.
+
+    Raises:
+        RefusedRequest: it is, or the handler refuses.
+    """
+    if call.is_late:
+        admission.request_shed("deadline")
+        raise RefusedRequest(504, "the time that the client gave passed before the work began")
+    reply = handler(call)
+    if isinstance(reply, Reply):
+        admission.worked(time.perf_counter() - began_s)
+    return reply
 
 
 def problem_reply(refused: RefusedRequest, request_id: str) -> Reply:
@@ -235,6 +253,12 @@ def _timeout_s(value: bytes) -> float:
     return int(value) / 1000
 
 
+def check_body(num_bytes: int, limits: Limits) -> None:
+    """Refuse a body that is longer than allowed."""
+    if num_bytes > limits.body_bytes:
+        raise _too_large(limits.body_bytes)
+
+
 async def read_body(receive: Receive, limits: Limits) -> bytes:
     """Return the body, if it is not longer than allowed and does not come later."""
     parts, num_bytes = [], 0
@@ -247,8 +271,7 @@ async def read_body(receive: Receive, limits: Limits) -> bytes:
                 raise RefusedRequest(400, "the client went away")
             parts.append(message.get("body", b""))
             num_bytes += len(parts[-1])
-            if num_bytes > limits.body_bytes:
-                raise _too_large(limits.body_bytes)
+            check_body(num_bytes, limits)
             more = message.get("more_body", False)
     except asyncio.CancelledError:
         if not alarm.rang:
@@ -264,12 +287,17 @@ def _too_large(limit_bytes: int) -> RefusedRequest:
     return RefusedRequest(413, f"expected at most {limit_bytes} bytes", headers=CLOSE)
 
 
-async def send_reply(send: Send, reply: Reply) -> None:
-    """Send a whole answer."""
-    headers = [
+def reply_headers(reply: Reply) -> list[Header]:
+    """Return the headers of an answer alone."""
+    return [
         (b"content-type", reply.content_type),
-        (b"content-length", str(len(reply.body)).encode()),
+        (b"content-length", b"%d" % len(reply.body)),
         *reply.headers,
     ]
+
+
+async def send_reply(send: Send, reply: Reply) -> None:
+    """Send a whole answer."""
+    headers = reply_headers(reply)
     await send({"type": "http.response.start", "status": reply.status, "headers": headers})
     await send({"type": "http.response.body", "body": reply.body})

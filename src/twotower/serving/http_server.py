@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import uvicorn
 
+from twotower.serving.direct_protocol import Direct, direct_protocol
 from twotower.serving.protocol import ConnectionLimits, Gate, protocol_with
 from twotower.serving.settings import CollectorSettings, ServingSettings
 
@@ -29,6 +30,7 @@ class HttpServer(uvicorn.Server):
         application: Callable[..., Any],
         settings: ServingSettings | CollectorSettings,
         gate: Gate | None = None,
+        direct: Direct | None = None,
     ) -> None:
         """Nothing listens yet.
 
@@ -36,19 +38,21 @@ class HttpServer(uvicorn.Server):
             application: As ASGI has it.
             settings: Bounds of connections, and how long a drain may take.
             gate: Answers a request the moment its head is read, if it likes to.
+            direct: Answers whole requests of one route past the application.
         """
         limits = ConnectionLimits(
             settings.header_limit_bytes, settings.header_timeout_s, settings.max_connections
         )
         config = uvicorn.Config(
             application,
-            http=protocol_with(limits, gate),
+            http=direct_protocol(limits, gate, direct) if direct else protocol_with(limits, gate),
             loop="uvloop",
             ws="none",
             lifespan="off",
             log_config=None,
             access_log=False,
             server_header=False,
+            proxy_headers=False,
             backlog=_BACKLOG,
             timeout_keep_alive=settings.keep_alive_s,
             timeout_graceful_shutdown=round(settings.drain_timeout_s),

@@ -18,10 +18,12 @@ from datetime import datetime
 from typing import Final
 
 from twotower.serving.app import FrontDoor, make_app
+from twotower.serving.direct import DirectRoute
 from twotower.serving.guard import Guard
 from twotower.serving.handlers import make_handlers
 from twotower.serving.http_server import HttpServer
 from twotower.serving.metrics import Metrics
+from twotower.serving.outgoing import Echo
 from twotower.serving.overload import Overload
 from twotower.serving.project import ServedProject
 from twotower.serving.project_metrics import ProjectMetrics
@@ -71,16 +73,14 @@ class Worker:
             project.data_path, settings, metrics, self._report, project.positive_outcomes
         )
         self._traces = make_traces(settings.trace_share)
-        self._door = FrontDoor(
-            make_handlers(
-                project, self._follower, settings, metrics, memory, overload, self._traces
-            ),
-            make_app(memory, ProjectMetrics(project.data_path)),
-            metrics,
-            self._guard,
-            overload,
+        self._echo = Echo()
+        handlers = make_handlers(
+            project, self._follower, settings, metrics, memory, overload, self._traces
         )
-        self._server = HttpServer(self._door, settings, overload)
+        behind = make_app(memory, ProjectMetrics(project.data_path))
+        door = FrontDoor(handlers, behind, metrics, self._guard, overload, self._echo)
+        direct = DirectRoute(handlers["retrieve"], metrics, self._guard, overload, self._echo)
+        self._server = HttpServer(door, settings, overload, direct)
         self._report(self._follower)
 
     def run(self, listener: socket.socket, lifeline: int, *, load_first: bool) -> None:
@@ -123,11 +123,11 @@ class Worker:
 
     def drain(self, delay_s: float) -> None:
         """Stop after `delay_s`, and at once when asked again."""
-        if self._door.is_draining:
+        if self._echo.is_draining:
             self._server.should_exit = self._server.force_exit = True
             return
         self._state = "draining"
-        self._door.is_draining = True
+        self._echo.is_draining = True
         self._report(self._follower)
         asyncio.get_running_loop().call_later(delay_s, self._server.stop)
 
