@@ -22,6 +22,7 @@ from twotower.training.batches import Batch
 from twotower.training.increment.frozen_inputs import FrozenInputs
 from twotower.training.increment.settings import IncrementSettings
 from twotower.training.incremental_update import IncrementalUpdate
+from twotower.training.increment.user_rows import UserRowsPass
 from twotower.training.settings import AdmissionSettings, NegativeSettings, TrainingSettings
 from twotower.training.step import Stepper
 
@@ -155,6 +156,7 @@ def test_the_stream_is_trained_in_its_order_and_once(monkeypatch: pytest.MonkeyP
         return step(self, batch, generator)
 
     monkeypatch.setattr(Stepper, "step", recording)
+    monkeypatch.setattr(UserRowsPass, "serves", lambda training: False)
     update = update_of(base)
     stream = random_stream(100, new=0)
     update.learn(stream.take(slice(0, 41)))
@@ -198,6 +200,7 @@ def test_item_vectors_of_mode_user_are_those_that_are_served(
         return step(self, batch, generator)
 
     monkeypatch.setattr(Stepper, "step", recording)
+    monkeypatch.setattr(UserRowsPass, "serves", lambda training: False)
     update = IncrementalUpdate(base, settings(), TRAINING, item_vectors=served)
     update.learn(stream_of([700, 9001], base.items.decode([int(base.corpus[0]), 0])))
     (batch,) = found
@@ -225,6 +228,31 @@ def test_item_rows_move_together_with_their_published_vectors() -> None:
     for position, vector in zip(positions, delta.item_vectors, strict=True):
         known = smoothed[position] if position < len(smoothed) else 0.0
         assert vector[-1] == pytest.approx(0.5 * 0.1 * known, abs=1e-6)
+
+
+@pytest.mark.parametrize("uniform", [0, 24])
+@pytest.mark.parametrize("temperature", [0.1, 0.004])
+@pytest.mark.parametrize("correction", ["mixture", "per_source", "none"])
+def test_user_rows_learn_alone_what_they_learn_with_everything_around(
+    monkeypatch: pytest.MonkeyPatch, uniform: int, temperature: float, correction: str
+) -> None:
+    base = tiny_checkpoint()
+    negatives = NegativeSettings(correction=correction)  # type: ignore[arg-type]
+    training = msgspec.structs.replace(TRAINING, temperature=temperature, negatives=negatives)
+    made = [IncrementalUpdate(base, settings(uniform=uniform), training) for _ in range(2)]
+    losses = []
+    for number, update in enumerate(made):
+        if number:
+            monkeypatch.setattr(UserRowsPass, "serves", lambda training: False)
+        parts = [random_stream(90, seed=n, first_offset=90 * n) for n in range(2)]
+        losses.append([update.learn(part).loss for part in parts])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    alone, around = (update.state.model.tables["user_id"] for update in made)
+    assert not torch.equal(alone.weight[:12], base.model.tables["user_id"].weight[:12])
+    np.testing.assert_allclose(alone.weight.numpy(), around.weight.numpy(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        alone.accumulator.numpy(), around.accumulator.numpy(), rtol=1e-3, atol=1e-6
+    )
 
 
 def test_a_user_teaches_so_much_an_hour_and_no_more() -> None:

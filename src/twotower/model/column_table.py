@@ -13,7 +13,7 @@ from torch import Tensor
 from twotower.model.logits import Columns, Hits
 from twotower.model.negatives import columns_holding
 
-__all__ = ["ColumnTable", "OwnVectors", "find_hits", "weigh", "weigh_uniform"]
+__all__ = ["ColumnTable", "OwnVectors", "find_hits", "weigh", "weigh_each", "weigh_uniform"]
 
 _MAX_EXPONENT: Final = 75.0
 """`exp` of it, summed over a batch, and its inverse are normal numbers of float32."""
@@ -75,6 +75,29 @@ def weigh(
         None if is_bounded else log_weight, highest,
         columns.hits or find_hits(columns, places, len(scaled), in_batch=True),
         own=OwnVectors(own, own_log_factor.exp() if is_bounded else own_log_factor),
+    )  # fmt: skip
+
+
+def weigh_each(scaled: Tensor, vectors: Tensor, columns: Columns) -> ColumnTable:
+    """Return the vectors of a batch that is a source of negatives, each column by itself.
+
+    The positives are corrected like every column, so they need no weight of their own.
+
+    Args:
+        scaled: see `weigh`.
+        vectors: `[C, D]`; row `i`'s positive is column `i`.
+        columns: see `weigh`.
+    """
+    highest = (-columns.log_count).max()
+    log_weight = -columns.log_count - highest
+    bound = scaled.norm(dim=1).max() * vectors.norm(dim=1).max() - log_weight.min()
+    is_bounded = _can_bound(scaled) and bool(bound <= _MAX_EXPONENT)
+    weight = log_weight.exp() if is_bounded else torch.ones_like(log_weight)
+    places = torch.arange(len(vectors), device=scaled.device)
+    return ColumnTable(
+        vectors.T, vectors * weight[:, None], weight,
+        None if is_bounded else log_weight, highest,
+        columns.hits or find_hits(columns, places, len(scaled), in_batch=True),
     )  # fmt: skip
 
 

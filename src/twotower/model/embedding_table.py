@@ -49,6 +49,11 @@ class Lookup:
             return self._values.new_zeros(len(offsets), self._table.dim)
         return functional.embedding_bag(rows, self._values, offsets, mode="mean")
 
+    def apply_embedded(self, gradient: Tensor, learning_rate: float) -> None:
+        """Move the looked-up rows along the gradient of their embeddings, `[n, D]`."""
+        total = torch.zeros_like(self._values).index_add_(0, self.inverse, gradient)
+        self._table.descend(self.rows, total, learning_rate)
+
     def apply_gradient(self, learning_rate: float) -> None:
         """Move the looked-up rows along their gradient; called once, after `backward`."""
         if self._values.grad is not None:

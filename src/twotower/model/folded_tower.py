@@ -9,7 +9,8 @@ layer, `D` vector dimension.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +19,10 @@ from torch.nn import functional
 from twotower.model.tower import Tower
 
 __all__ = ["Folded", "FoldedSides", "FoldedTower"]
+
+
+_LEAST_LENGTH: Final = 1e-12
+"""Of `torch.nn.functional.normalize`."""
 
 
 class Folded(NamedTuple):
@@ -69,6 +74,37 @@ class FoldedTower:
         if folded.skip is not None and self._id_skip is not None:
             current = current + torch.addmm(folded.skip, ids, self._id_skip)
         return functional.normalize(current, dim=1)
+
+
+    def forward_and_back(
+        self, ids: Tensor, folded: Folded
+    ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """Return what `forward` does, and what takes a gradient of it back to the ID embeddings.
+
+        Nothing is recorded: this is for constants all around, where recording costs more than the
+        arithmetic.
+        """
+        current = torch.addmm(folded.first, ids, self._id_weight)
+        passed: list[Tensor] = []
+        for layer in self._others:
+            active = functional.relu(current)
+            passed.append(active)
+            current = functional.linear(active, layer.weight, layer.bias)
+        if folded.skip is not None and self._id_skip is not None:
+            current = current + torch.addmm(folded.skip, ids, self._id_skip)
+        length = current.norm(dim=1, keepdim=True).clamp_min(_LEAST_LENGTH)
+        vectors = current / length
+
+        def back(gradient: Tensor) -> Tensor:
+            along = (gradient * vectors).sum(1, keepdim=True)
+            outer = (gradient - along * vectors).div_(length)
+            inner = outer
+            for layer, active in zip(reversed(self._others), reversed(passed), strict=True):
+                inner = (inner @ layer.weight).masked_fill_(active == 0, 0.0)
+            inner = inner @ self._id_weight.T
+            return inner if self._id_skip is None else inner.addmm_(outer, self._id_skip.T)
+
+        return vectors, back
 
 
 class FoldedSides(NamedTuple):

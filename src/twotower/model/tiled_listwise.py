@@ -22,16 +22,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
 
-from twotower.model.column_table import ColumnTable, weigh, weigh_uniform
+from twotower.model.column_table import ColumnTable, weigh, weigh_each, weigh_uniform
 from twotower.model.lanes import num_lanes, run_in_lanes
 from twotower.model.logits import Columns, LogitRules
 
-__all__ = ["tiled_listwise"]
+__all__ = ["listwise_of_constants", "tiled_listwise"]
 
 _TILE_LOGITS: Final = 2**19
 """Two megabytes of float32, which stay in the cache of a core."""
@@ -63,6 +63,28 @@ def tiled_listwise(
     return loss
 
 
+def listwise_of_constants(
+    users: Tensor, vectors: Tensor, columns: Columns, rules: LogitRules, weight: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the loss of `tiled_listwise` and its gradient for the users, `[]` and `[B, D]`.
+
+    For item vectors that do not move, one a column: nothing is recorded, and nothing merged.
+
+    Args:
+        users: `[B, D]`.
+        vectors: `[C, D]`; row `i`'s positive is column `i`.
+        columns: what the columns hold.
+        rules: settings; all negatives are used, the batch's among them, and positives corrected.
+        weight: `[B]`.
+    """
+    share = weight / weight.sum()
+    scaled, own_vectors = users / rules.temperature, vectors[: len(users)]
+    found = _run(weigh_each(scaled, vectors, columns), scaled, share, wants_items=False)
+    gradient = found.user_gradient.addcmul_(own_vectors, share[:, None], value=-1)
+    positives = (scaled * own_vectors).sum(1) - columns.log_count[: len(users)]
+    return ((found.log_total - positives) * share).sum(), gradient.div_(rules.temperature)
+
+
 class _TiledListwise(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -87,13 +109,7 @@ class _TiledListwise(torch.autograd.Function):
             table = weigh(scaled, vectors, places, columns, own_log_weight)
         else:
             table = weigh_uniform(scaled, vectors, places, columns, positives)
-        log_total, user_gradient = scaled.new_empty(len(users)), torch.empty_like(users)
-        parts: list[Callable[[], Tensor]] = [
-            partial(_walk, table, scaled, share, rows, log_total, user_gradient, wants_items)
-            for rows in _split(len(users), num_lanes() if users.device.type == "cpu" else 1)
-        ]
-        first, *others = run_in_lanes(parts)
-        item_gradient = sum(others, start=first)
+        log_total, user_gradient, item_gradient = _run(table, scaled, share, wants_items)
         pull = -share
         if table.positives is not None:
             pull = share * (table.positives - log_total).exp().sub_(1)
@@ -116,6 +132,25 @@ class _TiledListwise(torch.autograd.Function):
         (outer,) = gradients
         of_items = item_gradient * outer if ctx.needs_input_grad[1] else None
         return user_gradient * outer, of_items, None, None, None, None
+
+
+class _Found(NamedTuple):
+    log_total: Tensor
+    """`[B]`, log of the sum over the table's vectors and the positive."""
+    user_gradient: Tensor
+    """`[B, D]`, of that sum alone, times the temperature."""
+    item_gradient: Tensor
+    """`[V, D]`, of that sum alone, without the vectors' weights; of no width if not wanted."""
+
+
+def _run(table: ColumnTable, scaled: Tensor, share: Tensor, wants_items: bool) -> _Found:
+    log_total, user_gradient = scaled.new_empty(len(scaled)), torch.empty_like(scaled)
+    parts: list[Callable[[], Tensor]] = [
+        partial(_walk, table, scaled, share, rows, log_total, user_gradient, wants_items)
+        for rows in _split(len(scaled), num_lanes() if scaled.device.type == "cpu" else 1)
+    ]
+    first, *others = run_in_lanes(parts)
+    return _Found(log_total, user_gradient, sum(others, start=first))
 
 
 def _split(num_rows: int, parts: int) -> list[range]:

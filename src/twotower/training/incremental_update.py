@@ -9,6 +9,7 @@ lives as long as its base: the next full update starts from the last full model 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
@@ -34,6 +35,7 @@ from twotower.training.increment.popularity import PopularityCoordinate
 from twotower.training.increment.positives import Positives
 from twotower.training.increment.row_owners import RowOwners
 from twotower.training.increment.settings import IncrementSettings
+from twotower.training.increment.user_rows import UserRowsPass
 from twotower.training.settings import IdDropoutSettings, PassSettings, TrainingSettings
 from twotower.training.step import Stepper
 from twotower.training.training_pass import mix_seeds
@@ -210,32 +212,46 @@ class IncrementalUpdate:
             return 0.0
         if self._training.threads:
             torch.set_num_threads(self._training.threads)
-        examples, settings = noted.examples, self.settings
+        examples, size = noted.examples, self.settings.batch_size
+        step = self._steps(noted)
+        generator, total_loss = torch.Generator(), 0.0
+        for start in range(0, len(examples), size):
+            end = min(start + size, len(examples))
+            offset = int(examples.event_id[start])
+            generator.manual_seed(mix_seeds(self._training.seed, _STREAM, offset))
+            loss = step(start, end, generator)
+            self.watch.check(loss, offset)
+            total_loss += loss * (end - start)
+        return total_loss / len(examples)
+
+    def _steps(self, noted: Noted) -> Callable[[int, int, torch.Generator], float]:
+        """Return what takes the step of the examples from a start to an end."""
+        settings, training, state = self.settings, self._training, self.state
+        folded = self._inputs.of(noted.examples) if self._adam is None else None
+        items = None if self._items is None else self._items.values
+        if items is not None and folded is not None and UserRowsPass.serves(training):
+            sides = (folded.user_tower, folded.users)
+            return UserRowsPass(state, noted, training, settings, items, *sides).step
         schedule = PassSettings(
             batch_size=settings.batch_size,
             uniform=settings.uniform,
             table_learning_rate=settings.learning_rate,
         )
-        folded = self._inputs.of(examples) if self._adam is None else None
         maker = BatchMaker(
-            self.state,
-            examples,
+            state,
+            noted.examples,
             noted.log_probability,
-            self._training,
+            training,
             schedule,
-            item_vectors=None if self._items is None else self._items.values,
+            item_vectors=items,
             folded=folded,
         )
-        stepper = Stepper(self.state.model, self._adam, self._training, schedule, folded)
-        generator, total_loss = torch.Generator(), 0.0
-        for start in range(0, len(examples), settings.batch_size):
-            indices = np.arange(start, min(start + settings.batch_size, len(examples)))
-            offset = int(examples.event_id[start])
-            generator.manual_seed(mix_seeds(self._training.seed, _STREAM, offset))
-            loss = stepper.step(maker.make(indices, generator), generator)
-            self.watch.check(loss, offset)
-            total_loss += loss * len(indices)
-        return total_loss / len(examples)
+        stepper = Stepper(state.model, self._adam, training, schedule, folded)
+
+        def step(start: int, end: int, generator: torch.Generator) -> float:
+            return stepper.step(maker.make(np.arange(start, end), generator), generator)
+
+        return step
 
     def _check_follows(self, offsets: IntArray) -> None:
         if len(offsets) and (offsets[0] < self.offset or (np.diff(offsets) <= 0).any()):

@@ -24,7 +24,7 @@ from twotower.training.batches import (
 )
 from twotower.training.settings import PassSettings, TrainingSettings
 
-__all__ = ["Stepper", "load_adam", "save_adam"]
+__all__ = ["Stepper", "load_adam", "logit_rules", "save_adam"]
 
 T = TypeVar("T")
 
@@ -55,7 +55,7 @@ class Stepper:
         self._folded = folded
         self._adam = adam
         self._table_learning_rate = schedule.table_learning_rate
-        self._rules = _logit_rules(training)
+        self._rules = logit_rules(training)
         margin = training.margin / training.temperature
         weight = training.negative_weight
         self._loss: Loss = select_loss(training.loss, margin=margin, negative_weight=weight)
@@ -141,7 +141,8 @@ def _run_in_order(parts: Sequence[Callable[[], T]]) -> list[T]:
     return [part() for part in parts]
 
 
-def _logit_rules(training: TrainingSettings) -> LogitRules:
+def logit_rules(training: TrainingSettings) -> LogitRules:
+    """Return by which rules scores become the logits of the loss."""
     negatives = training.negatives
     return LogitRules(
         temperature=training.temperature,
