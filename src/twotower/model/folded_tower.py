@@ -71,10 +71,14 @@ class FoldedTower:
         current = torch.addmm(folded.first, ids, self._id_weight)
         for layer in self._others:
             current = layer(functional.relu(current))
+        return functional.normalize(self._skipping(current, ids, folded), dim=1)
+
+
+    def _skipping(self, current: Tensor, ids: Tensor, folded: Folded) -> Tensor:
+        """Add the linear map beside the perceptron, where there is one."""
         if folded.skip is not None and self._id_skip is not None:
             current = current + torch.addmm(folded.skip, ids, self._id_skip)
-        return functional.normalize(current, dim=1)
-
+        return current
 
     def forward_and_back(
         self, ids: Tensor, folded: Folded
@@ -90,8 +94,7 @@ class FoldedTower:
             active = functional.relu(current)
             passed.append(active)
             current = functional.linear(active, layer.weight, layer.bias)
-        if folded.skip is not None and self._id_skip is not None:
-            current = current + torch.addmm(folded.skip, ids, self._id_skip)
+        current = self._skipping(current, ids, folded)
         length = current.norm(dim=1, keepdim=True).clamp_min(_LEAST_LENGTH)
         vectors = current / length
 
