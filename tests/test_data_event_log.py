@@ -185,6 +185,27 @@ def test_known_events_are_found_in_runs_and_in_the_newest() -> None:
     assert (found[:240_000] == payloads[:240_000]).all()
 
 
+def test_keys_that_share_a_slot_are_all_known() -> None:
+    keys = np.arange(1, 60, dtype=np.uint64) << np.uint64(32)
+    known = KnownEvents(keys[:0], keys[:0])
+    for part in (slice(0, 30), slice(30, 50)):
+        known.add(keys[part], keys[part] + np.uint64(7))
+    is_known, found = known.find(keys[::-1])
+    assert is_known.tolist() == [False] * 9 + [True] * 50
+    assert (found[9:] == keys[:50][::-1] + np.uint64(7)).all()
+
+
+def test_texts_of_any_letters_come_back_in_one_block(tmp_path: Path) -> None:
+    ids = ["a", "\u00fc\u00fc", "", "\U0001f600x", "plain"]
+    events = [
+        make_event(number, event_id=f"{text}{number}", request_id=text or None)
+        for number, text in enumerate(ids)
+    ]
+    with open_sqlite(tmp_path) as log:
+        log.append(events, 5)
+        assert log.read_events(0, 10) == events
+
+
 def test_appending_goes_on_through_many_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

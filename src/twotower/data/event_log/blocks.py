@@ -76,14 +76,14 @@ class NameCodes(NamedTuple):
 
 def event_keys(events: Sequence[Event]) -> EventIdArray:
     """Return xxh3_64 of each event ID, `uint64[n]`."""
-    digest = xxhash.xxh3_64_intdigest
-    return np.array([digest(event.event_id.encode()) for event in events], np.uint64)
+    encoded = map(str.encode, [event.event_id for event in events])
+    return np.fromiter(map(xxhash.xxh3_64_intdigest, encoded), np.uint64, len(events))
 
 
 def payloads(events: Sequence[Event]) -> EventIdArray:
     """Return a digest of each whole event, `uint64[n]`: equal events have equal ones."""
-    digest, encode = xxhash.xxh3_64_intdigest, _ENCODER.encode
-    return np.array([digest(encode(event)) for event in events], np.uint64)
+    encoded = map(_ENCODER.encode, events)
+    return np.fromiter(map(xxhash.xxh3_64_intdigest, encoded), np.uint64, len(events))
 
 
 def encode_block(
@@ -112,9 +112,13 @@ def _ids(ids: Sequence[int | str], kind: IdKind) -> bytes | _Texts:
 
 
 def _texts(texts: Sequence[str]) -> _Texts:
-    encoded = [text.encode() for text in texts]
-    lengths = np.fromiter(map(len, encoded), "<u2", len(encoded))
-    return _Texts(lengths.tobytes(), b"".join(encoded))
+    together = "".join(texts)
+    joined = together.encode()
+    if len(joined) > len(together):  # a letter of several bytes: a text's length is not its bytes'
+        lengths = np.fromiter((len(text.encode()) for text in texts), "<u2", len(texts))
+    else:
+        lengths = np.fromiter(map(len, texts), "<u2", len(texts))
+    return _Texts(lengths.tobytes(), joined)
 
 
 def columns_of(

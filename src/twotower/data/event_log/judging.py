@@ -53,7 +53,7 @@ def _all_new(batches: Sequence[Batch], known: KnownEvents, names: NameCodes) -> 
     keys = np.concatenate([batch.keys for batch in batches])
     events = [event for batch in batches for event in batch.events]
     if (
-        len(set(keys.tolist())) < len(keys)
+        _has_twins(keys)
         or known.find(keys)[0].any()
         or {event.outcome for event in events} - {None, *names.outcomes}
         or {event.stage for event in events} - {None, *names.stages}
@@ -61,6 +61,11 @@ def _all_new(batches: Sequence[Batch], known: KnownEvents, names: NameCodes) -> 
         return None
     fates = [[Fate.STORED] * len(batch.events) for batch in batches]
     return Judged(events, keys, np.concatenate([batch.payloads for batch in batches]), fates, names)
+
+
+def _has_twins(keys: EventIdArray) -> bool:
+    ascending = np.sort(keys)
+    return bool((ascending[1:] == ascending[:-1]).any())
 
 
 def _one_by_one(batches: Sequence[Batch], known: KnownEvents, names: NameCodes) -> Judged:
