@@ -26,6 +26,7 @@ from twotower.publishing.gates.corpus_kept import CorpusKept
 from twotower.publishing.gates.coverage import Coverage
 from twotower.publishing.gates.gate import Side
 from twotower.publishing.gates.not_collapsed import NotCollapsed, mean_pairwise_cosine
+from twotower.publishing.gates.search_latency import SearchLatency
 from twotower.publishing.gates.towers_agree import TowersAgree
 from twotower.publishing.gates.unit_length import UnitLength
 from twotower.publishing.held_out import HeldOutRecall, list_length
@@ -117,6 +118,7 @@ def good() -> Measured:
         trainer_item_vectors=items[:100] + np.float32(1e-7),
         trainer_user_vectors=users - np.float32(1e-7),
         ann_recall_at_100=0.97,
+        search_p50_us=480.0,
         coverage=0.30,
         live_coverage=0.32,
         held_out=recall(0.3, 0.3),
@@ -223,6 +225,17 @@ def test_the_bars_are_those_of_the_settings(good: Measured) -> None:
         "towers_agree",
         "window_kept",
     ]
+
+
+def test_a_search_may_take_its_budget(good: Measured) -> None:
+    no_users = dataclasses.replace(good, search_p50_us=None)
+    assert SearchLatency(480).measure(good).passed
+    refused = SearchLatency(479).measure(good)
+    assert (refused.passed, refused.measured, refused.bar) == (False, 480.0, 479)
+    assert SearchLatency.of(GateSettings(max_search_us=479)).measure(good) == refused
+    for nothing in (SearchLatency(0).measure(good), SearchLatency(479).measure(no_users)):
+        assert nothing.passed
+        assert nothing.measured is None
 
 
 def test_corpus_without_a_parent_or_that_grew_passes(good: Measured) -> None:

@@ -305,6 +305,15 @@ def test_faiss_engines_are_measured_and_published(store: ModelStore, engine: Eng
     assert choice.chosen == generation.manifest.index.engine
 
 
+@pytest.mark.parametrize("engine", ["exact", "faiss_ivf"])
+def test_a_search_over_the_budget_is_refused(store: ModelStore, engine: EngineName) -> None:
+    checkpoint = tiny_checkpoint(num_items=60, num_users=40)
+    settings = PublishingSettings(gates=GateSettings(max_search_us=1))
+    index = IndexSettings(engine=engine)
+    refused = publish(checkpoint, store, index=index, settings=settings).manifest.refused
+    assert "search_p50_us" in [result.gate for result in refused]
+
+
 def test_given_display_fields_are_kept_by_item_id(store: ModelStore) -> None:
     ids = external_ids("int", "item", 60)
     titles = {item: {"title": f"title of {item}"} for item in ids[:30]}

@@ -46,6 +46,8 @@ class Built:
     index: VectorIndex
     choice: Choice
     ann_recall: float
+    search_p50_us: float | None
+    """Median of single searches; None where nobody asks, as the bytes of it are never the same."""
 
 
 def measure(
@@ -72,6 +74,7 @@ def measure(
         trainer_item_vectors=trainer_item_vectors(checkpoint, sample),
         trainer_user_vectors=trainer_user_vectors(checkpoint, built.probe_users),
         ann_recall_at_100=built.ann_recall,
+        search_p50_us=built.search_p50_us,
         coverage=ours,
         live_coverage=theirs,
         held_out=_held_out(checkpoint, built, live),

@@ -22,7 +22,7 @@ from twotower.data.ids import Id
 from twotower.errors import DataError
 from twotower.index import Items, build_index, choose_index, drop_orphans
 from twotower.index.settings import IndexSettings
-from twotower.index.tuning import ann_recall
+from twotower.index.tuning import ann_recall, measure_point
 from twotower.publishing.artifacts import write_arrays, write_display, write_towers
 from twotower.publishing.encoding import Encoder
 from twotower.publishing.gates import Gate, check_finite, default_gates
@@ -163,7 +163,10 @@ def _build(
     built, choice = choose_index(Items(corpus, items, users, seed, name), index, _RECALL_K)
     exact = build_index("exact", corpus, items, index).search(users, _RECALL_K)
     recall = ann_recall(built.search(users, _RECALL_K), exact)
-    return Built(encoder, items, probe_users, users, built, choice, recall)
+    p50_us = None
+    if settings.gates.max_search_us and len(users):
+        p50_us = measure_point(built, users, exact, 0).p50_us
+    return Built(encoder, items, probe_users, users, built, choice, recall, p50_us)
 
 
 def _probe_users(checkpoint: Checkpoint, num_users: int) -> IntArray:

@@ -21,6 +21,8 @@ class GateSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """The same for user vectors, which share more: above it, all users get one list."""
     ann_recall_at_100: Share = 0.95
     """Lowest recall of the built index against exact search."""
+    max_search_us: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Longest median of one search as the publish measures it; 0: any."""
     max_tower_difference: Annotated[float, msgspec.Meta(gt=0)] = 1e-5
     """Largest difference of a coordinate between the trainer's and the served user vector."""
     max_corpus_loss: Share = 0.1

@@ -56,6 +56,8 @@ class Measured:
     """`[n, D]`, the trainer's vectors of the probe users."""
     ann_recall_at_100: float
     """Of the built index against exact search, with the vectors as they will be served."""
+    search_p50_us: float | None
+    """Median of single searches for the probe users; None without users or without a budget."""
     coverage: float
     """Share of the corpus in the lists of the probe users that the parent knows too."""
     live_coverage: float | None
