@@ -73,3 +73,20 @@ def test_a_pool_is_the_mean_of_its_bag_and_zero_when_empty() -> None:
     assert pooled[1].tolist() == [0.0] * 4
     torch.testing.assert_close(pooled[2], made.weight[3])
     assert made.lookup(torch.zeros(0, dtype=torch.int64)).pool(torch.zeros(2)).shape == (2, 4)
+
+
+def test_the_gradient_of_a_pool_is_that_of_the_means() -> None:
+    made, generator = table(40), torch.Generator().manual_seed(2)
+    rows = torch.randint(30, (60,), generator=generator)
+    lengths = torch.tensor([5, 0, 20, 1, 34, 0])
+    outer = torch.randn(len(lengths), made.dim, generator=generator)
+    looked_up = made.lookup(rows)
+    (looked_up.pool(lengths.cumsum(0) - lengths) * outer).sum().backward()
+    plain = made.weight.clone().requires_grad_()
+    bags = zip(rows.split(lengths.tolist()), outer, strict=True)
+    sum((plain[bag].mean(0) * one).sum() for bag, one in bags if len(bag)).backward()  # type: ignore[union-attr]
+    before = made.weight.clone()
+    looked_up.apply_gradient(0.1)
+    assert plain.grad is not None
+    moved = plain.grad / (plain.grad.square().mean(1, keepdim=True).sqrt() + 1e-8)
+    torch.testing.assert_close(made.weight, before - 0.1 * moved)

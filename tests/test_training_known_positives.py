@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ import torch
 from staged_log import DAYS, write_staged_project
 from toy_lineage import ToyLineage
 from twotower.checkpoint import Checkpoint
-from twotower.data.examples import Examples
+from twotower.data.examples import Examples, build_examples
 from twotower.data.held_out import HoldOutRule
+from twotower.data.user_state import Ragged, append_ragged
 from twotower.training import full_update, training_pass
 from twotower.training.batches import BatchMaker
+from twotower.training.known_positives import PassPositives
 from twotower.training.settings import TrainingSettings
 
 Pair = tuple[int, int]
@@ -46,7 +49,8 @@ class Night:
         frequencies = np.full(len(examples), -3, np.float32)
         maker = BatchMaker(self.state, examples, frequencies, training, training.full)
         columns = maker.make(indices, torch.Generator().manual_seed(0)).columns
-        self.columns = set(columns.items.tolist())
+        self.columns_in_order = columns.items.tolist()
+        self.columns = set(self.columns_in_order)
         found = columns.known
         return found and set(zip(found.rows.tolist(), found.items.tolist(), strict=True))
 
@@ -92,3 +96,45 @@ def test_it_is_a_choice(night: Night) -> None:
     negatives = msgspec.structs.replace(night.training.negatives, exclude_known=False)
     training = msgspec.structs.replace(night.training, negatives=negatives)
     assert night.known(training, np.arange(10)) is None
+
+
+def test_lists_without_an_order_are_looked_up_once_and_other_lists_beside_them() -> None:
+    """Where the history is the rest of what the pass trains, the two agree."""
+    user, item = np.array([0, 0, 1, 2, 2]), np.array([4, 7, 4, 1, 9])
+    made = build_examples(
+        event_id=np.arange(5, dtype=np.uint64),
+        user=user,
+        item=item,
+        event_time_ms=np.zeros(5, np.int64),
+        recent=Ragged(np.array([3]), np.array([0, 0, 1, 1])),
+        num_users=3,
+        history_length=9,
+    )
+
+    def among(examples: Examples) -> list[Pair]:
+        known = PassPositives(examples, 3, 10).among(torch.arange(10), np.array([0, 2]))
+        return sorted(zip(known.rows.tolist(), known.items.tolist(), strict=True))
+
+    lists = append_ragged(Ragged.empty(0), user, item, num_lists=3, limit=0)
+    starts, ends = lists.offsets[user], lists.offsets[user + 1]
+    same = dataclasses.replace(
+        made, past=lists, history_start=starts, history_end=ends, leaves_out_own=True
+    )
+    assert among(same) == [(0, 4), (0, 7), (1, 4)]
+    starts, ends = made.past.offsets[user], made.past.offsets[user + 1]
+    more = dataclasses.replace(made, history_start=starts, history_end=ends, leaves_out_own=True)
+    assert (1, 3) in among(more)
+
+
+def test_columns_that_are_no_negatives_are_not_looked_for(night: Night) -> None:
+    indices = np.arange(20, 60)
+    negatives = msgspec.structs.replace(night.training.negatives, in_batch=False)
+    both, uniform = (
+        night.known(training, indices)
+        for training in (
+            night.training,
+            msgspec.structs.replace(night.training, negatives=negatives),
+        )
+    )
+    drawn = set(night.columns_in_order[len(indices) :])
+    assert uniform == {(row, item) for row, item in both or () if item in drawn}

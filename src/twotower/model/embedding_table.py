@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from twotower.model.growing_rows import GrowingRows
+from twotower.model.mean_bags import mean_bags
 from twotower.model.touched_rows import TouchedRows
 
 __all__ = ["EmbeddingTable", "Lookup", "distinct_unsized"]
@@ -47,7 +47,7 @@ class Lookup:
         rows = self.inverse[start:]
         if len(rows) == 0:
             return self._values.new_zeros(len(offsets), self._table.dim)
-        return functional.embedding_bag(rows, self._values, offsets, mode="mean")
+        return mean_bags(self._values, rows, offsets)
 
     def apply_embedded(self, gradient: Tensor, learning_rate: float) -> None:
         """Move the looked-up rows along the gradient of their embeddings, `[n, D]`."""

@@ -216,7 +216,8 @@ class BatchMaker:
             num_corpus=len(self._corpus),
             correction=self._correction,
         )
-        known = self._known.among(items, indices) if self._negatives.exclude_known else None
+        negatives = items if self._negatives.in_batch else items[len(indices) :]
+        known = self._known.among(negatives, indices) if self._negatives.exclude_known else None
         columns = Columns(items, log_count, known)
         if not self._finds_hits:
             return columns

@@ -31,6 +31,10 @@ class PassPositives:
         self._trained = append_ragged(
             Ragged.empty(0), examples.user, examples.item, num_lists=num_users, limit=0
         )
+        self._past_is_trained = examples.leaves_out_own and np.array_equal(
+            self._trained.offsets, examples.past.offsets
+        )
+        """Whether the lists are the pass's own positives, and need no second look."""
 
     def among(self, columns: Tensor, indices: IntArray) -> KnownPositives:
         """Return the pairs of the examples at `indices`, many that are no column left out.
@@ -42,9 +46,11 @@ class PassPositives:
         users = self._examples.user[indices]
         offsets = self._trained.offsets
         trained = take_ragged(self._trained, offsets[users], offsets[users + 1])
-        past = self._examples.histories(indices)
-        rows = np.concatenate([trained.owners(), past.owners()])
-        items = np.concatenate([trained.values, past.values])
+        rows, items = trained.owners(), trained.values
+        if not self._past_is_trained:
+            past = self._examples.histories(indices)
+            rows = np.concatenate([rows, past.owners()])
+            items = np.concatenate([items, past.values])
         if self._num_items <= _MARK_BELOW * len(items):
             is_column = np.zeros(self._num_items, np.bool_)
             is_column[columns.numpy()] = True

@@ -171,10 +171,11 @@ class TrainingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     """Of everything random; the same seed, data and threads give the same bits on the CPU."""
     threads: NonNegativeInt = 0
     """Threads of arithmetic, 0 for PyTorch's choice; the last bits of a result depend on it."""
-    device: DeviceName = "auto"
+    device: DeviceName = "cpu"
     """Where the base model and full updates do their arithmetic; auto: CUDA where there is a device
-    for it, else the CPU. Draws are the same on both, results to rounding, and on CUDA two runs too.
-    Increments, whose batches are small, stay on the CPU."""
+    for it, else the CPU. CUDA has not been run on a device yet: try it beside the CPU first. Draws
+    are the same on both, results to rounding, and on CUDA two runs too. Increments, whose batches
+    are small, stay on the CPU."""
     base: PassSettings = PassSettings(epochs=3, batch_size=1024)
     """The base model, from the history that has no times."""
     base_history: BaseHistory = "before"
