@@ -93,11 +93,12 @@ def weigh_each(scaled: Tensor, vectors: Tensor, columns: Columns) -> ColumnTable
     bound = scaled.norm(dim=1).max() * vectors.norm(dim=1).max() - log_weight.min()
     is_bounded = _can_bound(scaled) and bool(bound <= _MAX_EXPONENT)
     weight = log_weight.exp() if is_bounded else torch.ones_like(log_weight)
-    places = torch.arange(len(vectors), device=scaled.device)
+    own = torch.arange(len(scaled), device=scaled.device)
+    rows, items = _rows_and_items(columns, own)
     return ColumnTable(
         vectors.T, vectors * weight[:, None], weight,
         None if is_bounded else log_weight, highest,
-        columns.hits or find_hits(columns, places, len(scaled), in_batch=True),
+        columns.hits or Hits(*columns_holding(rows, items, columns.items, own)),
     )  # fmt: skip
 
 
@@ -142,16 +143,21 @@ def find_hits(columns: Columns, places: Tensor, num_rows: int, *, in_batch: bool
         num_rows: `B`.
         in_batch: whether the batch is a source of negatives.
     """
-    rows, items = torch.arange(num_rows, device=places.device), columns.items[:num_rows]
-    if columns.known is not None:
-        rows = torch.cat([rows, columns.known.rows])
-        items = torch.cat([items, columns.known.items])
+    rows, items = _rows_and_items(columns, torch.arange(num_rows, device=places.device))
     if not in_batch:
         nowhere = places.new_full((num_rows,), -1)
         return Hits(*columns_holding(rows, items, columns.items[num_rows:], nowhere))
     item_of_place = columns.items.new_empty(int(places.max()) + 1)
     item_of_place[places] = columns.items
     return Hits(*columns_holding(rows, items, item_of_place, places[:num_rows]))
+
+
+def _rows_and_items(columns: Columns, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return every row with its positive, and with what its user is known to like."""
+    items = columns.items[: len(rows)]
+    if columns.known is None:
+        return rows, items
+    return torch.cat([rows, columns.known.rows]), torch.cat([items, columns.known.items])
 
 
 def _can_bound(scaled: Tensor) -> bool:
