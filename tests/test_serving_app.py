@@ -430,3 +430,17 @@ def test_the_server_itself_has_one_thread_and_no_engine(server: RunningServer) -
     folder = Path(f"/proc/{server.process.pid}")
     assert len(list((folder / "task").iterdir())) == 1
     assert "onnxruntime" not in (folder / "maps").read_text()
+
+
+def test_what_workers_share_is_there_before_they_are_forked(tmp_path: Path) -> None:
+    store = ModelStore(tmp_path / "twotower-data")
+    checkpoint = tiny_checkpoint(num_items=1500)
+    name = publish(checkpoint, store, index=IndexSettings(engine="faiss_hnsw")).name
+    store.activate(name, force=True)
+    with running_server(write_project(tmp_path)) as server:
+        folder = Path(f"/proc/{server.process.pid}")
+        maps = (folder / "maps").read_text()
+        assert "faiss" in maps  # the engine of what is live
+        assert "pydantic_core" in maps  # the application
+        assert len(list((folder / "task").iterdir())) == 1
+        assert server.ask("POST", "/v1/retrieve", {"user_id": BUSY_USER}).status == 200

@@ -1,27 +1,33 @@
 """The server: one process that answers nothing and keeps its workers alive.
 
-It binds the socket, maps the shared memory and forks the workers, which therefore share the
-interpreter's pages too. It imports no engine that starts threads and has none itself, so forking
-is safe at any time. Its signals are blocked and fetched one by one, so that none is lost between
-two looks. A worker that dies is replaced; its replacement loads first and then takes connections.
+It binds the socket, maps the shared memory, makes the application that answers what need not be
+fast, and forks the workers, which share the pages of all that. It imports no engine that starts
+threads and has none itself, so forking is safe at any time. Its signals are blocked and fetched one
+by one, so that none is lost between two looks. A worker that dies is replaced; its replacement
+loads first and then takes connections.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import os
 import signal
 import sys
 import time
-from typing import Final, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from twotower.errors import MissingExtra
+from twotower.errors import MissingExtra, TwoTowerError
 from twotower.serving.project import ServedProject
 from twotower.serving.reach import bind
 from twotower.serving.settings import ServingSettings
 from twotower.serving.shared_memory import SharedMemory
 from twotower.serving.status import WorkerStatus
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 __all__ = ["Server"]
 
@@ -78,6 +84,8 @@ class Server:
             MissingExtra: the packages of the server are not installed.
         """
         _import_engines(self._settings.trace_share)
+        _import_index_engine(self._project.data_path)
+        self._behind = _application(self._memory, self._project.data_path)
         self._listener = bind(self._settings.host, self._settings.port)
         self._lifeline, self._held_end = os.pipe()
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
@@ -169,6 +177,7 @@ class Server:
                 self._settings,
                 self._memory,
                 slot,
+                self._behind,
                 requires_key=self._requires_key,
             )
             worker.run(self._listener, self._lifeline, load_first=self._has_started)
@@ -192,3 +201,26 @@ def _import_engines(trace_share: float) -> None:
 
     check_tracing(trace_share)
     _LOGGER.debug("imported module=%s", twotower.serving.worker.__name__)
+
+
+def _import_index_engine(data_path: Path) -> None:
+    """Import Faiss, which starts no threads, where what is live needs it.
+
+    Whatever is wrong with what is live is said by the workers, which load it.
+    """
+    from twotower.index.faiss import load_faiss
+    from twotower.index.storage import read_header
+    from twotower.publishing.store import ModelStore
+
+    with contextlib.suppress(TwoTowerError, OSError):
+        generation, _ = ModelStore(data_path).open_live(verify=False)
+        if read_header(generation.file("index")).engine.startswith("faiss"):
+            load_faiss()
+
+
+def _application(memory: SharedMemory, data_path: Path) -> FastAPI:
+    """Return what answers behind the routes that have to be fast, once for all workers."""
+    from twotower.serving.app import make_app
+    from twotower.serving.project_metrics import ProjectMetrics
+
+    return make_app(memory, ProjectMetrics(data_path))

@@ -15,9 +15,9 @@ import signal
 import socket
 import sys
 from datetime import datetime
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from twotower.serving.app import FrontDoor, make_app
+from twotower.serving.app import FrontDoor
 from twotower.serving.direct import DirectRoute
 from twotower.serving.guard import Guard
 from twotower.serving.handlers import make_handlers
@@ -26,13 +26,15 @@ from twotower.serving.metrics import Metrics
 from twotower.serving.outgoing import Echo
 from twotower.serving.overload import Overload
 from twotower.serving.project import ServedProject
-from twotower.serving.project_metrics import ProjectMetrics
 from twotower.serving.rates import RateLimit
 from twotower.serving.reload import Follower
 from twotower.serving.settings import ServingSettings
 from twotower.serving.shared_memory import CounterBlock, SharedMemory
 from twotower.serving.status import WorkerState, WorkerStatus
 from twotower.serving.tracing import make_traces
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 __all__ = ["Worker"]
 
@@ -50,6 +52,7 @@ class Worker:
         settings: ServingSettings,
         memory: SharedMemory,
         slot: int,
+        behind: FastAPI,
         *,
         requires_key: bool,
     ) -> None:
@@ -60,6 +63,7 @@ class Worker:
             settings: How to serve.
             memory: Shared by all workers of the server.
             slot: Which of them this is.
+            behind: Answers what need not be fast; of all workers the same.
             requires_key: Refuse requests without a key, see `check_reach`.
         """
         self._settings = settings
@@ -77,7 +81,6 @@ class Worker:
         handlers = make_handlers(
             project, self._follower, settings, metrics, memory, overload, self._traces
         )
-        behind = make_app(memory, ProjectMetrics(project.data_path))
         door = FrontDoor(handlers, behind, metrics, self._guard, overload, self._echo)
         direct = DirectRoute(handlers["retrieve"], metrics, self._guard, overload, self._echo)
         self._server = HttpServer(door, settings, overload, direct)
