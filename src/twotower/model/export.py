@@ -35,6 +35,10 @@ class _Graph:
         self.nodes.append(helper.make_node(operator, inputs, [output], **attributes))
         return output
 
+    def split(self, source: str, sizes: str, outputs: list[str], axis: int) -> list[str]:
+        self.nodes.append(helper.make_node("Split", [source, sizes], outputs, axis=axis))
+        return outputs
+
     def constant(self, name: str, value: npt.NDArray[Any]) -> str:
         self.constants.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
         return name
@@ -69,34 +73,33 @@ def _features(
     graph: _Graph, table: EmbeddingTable, shape: FeatureShape, multi_width: int
 ) -> list[str]:
     parts = []
-    if shape.num_categorical or shape.num_multi:
-        graph.constant("feature_table", table.weight.numpy())
     if shape.num_categorical:
+        graph.constant("feature_table", table.weight.numpy())
         rows = graph.input("categorical", [shape.num_categorical], integer=True)
         gathered = graph.add("Gather", ["feature_table", rows], "categorical_rows", axis=0)
         parts.append(_flatten(graph, gathered, "categorical_flat"))
     if shape.num_multi:
         graph.input("multi", [shape.num_multi, multi_width], integer=True)
-        parts.append(_flatten(graph, _multi_mean(graph), "multi_flat"))
+        parts.append(_flatten(graph, _multi_mean(graph, table.weight.numpy()), "multi_flat"))
     if shape.num_numeric:
         parts.append(graph.input("numeric", [2 * shape.num_numeric]))
     return parts
 
 
-def _multi_mean(graph: _Graph) -> str:
-    """Mean embedding of the present values of each multi-valued field, `[B, G, dim]`."""
-    zero = graph.constant("zero", np.array(0, np.int64))
+def _multi_mean(graph: _Graph, table: npt.NDArray[np.float32]) -> str:
+    """Mean embedding of the present values of each multi-valued field, `[B, G, dim]`.
+
+    Padding, -1, is the last row of a table of its own, zeros; in the last column every other row
+    has a 1, so one sum gives the total and how many values there are. Few operators: at one row, a
+    graph costs what they cost to call.
+    """
+    counted = np.pad(np.column_stack([table, np.ones(len(table), np.float32)]), ((0, 1), (0, 0)))
+    graph.constant("counted_table", counted)
     axis = graph.constant("value_axis", np.array([2], np.int64))
-    last = graph.constant("last_axis", np.array([3], np.int64))
-    absent = graph.add("Less", ["multi", zero], "multi_absent")
-    present = graph.add("Not", [absent], "multi_present")
-    mask = graph.add("Cast", [present], "multi_mask", to=TensorProto.FLOAT)
-    rows = graph.add("Max", ["multi", zero], "multi_rows")
-    values = graph.add("Gather", ["feature_table", rows], "multi_values", axis=0)
-    wide = graph.add("Unsqueeze", [mask, last], "multi_mask_wide")
-    kept = graph.add("Mul", [values, wide], "multi_kept")
-    total = graph.add("ReduceSum", [kept, axis], "multi_total", keepdims=0)
-    count = graph.add("ReduceSum", [mask, axis], "multi_count", keepdims=1)
+    sizes = graph.constant("sizes", np.array([table.shape[1], 1], np.int64))
+    values = graph.add("Gather", ["counted_table", "multi"], "multi_values", axis=0)
+    summed = graph.add("ReduceSum", [values, axis], "multi_summed", keepdims=0)
+    total, count = graph.split(summed, sizes, ["multi_total", "multi_count"], axis=2)
     return graph.add("Div", [total, count], "multi_mean")
 
 
@@ -115,8 +118,7 @@ def _finish(graph: _Graph, tower: Tower, parts: list[str], name: str) -> bytes:
             current = graph.add("Relu", [current], f"hidden_{number}")
     if tower.skip is not None:
         weight = graph.constant("weight_skip", tower.skip.weight.detach().numpy())
-        skipped = graph.add("Gemm", ["tower_input", weight], "linear_skip", transB=1)
-        current = graph.add("Add", [current, skipped], "output")
+        current = graph.add("Gemm", ["tower_input", weight, current], "output", transB=1)
     graph.add("LpNormalization", [current], "vector", axis=1, p=2)
     output = helper.make_tensor_value_info(
         "vector", TensorProto.FLOAT, ["B", layers[-1].out_features]
