@@ -49,6 +49,7 @@ class Joined:
 
     examples: list[tuple[Any, ...]] = field(default_factory=list)
     cuts: dict[str, int] = field(default_factory=dict)
+    event_cuts: dict[str, int] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     num_undecided: int = 0
     watermark_ms: int | None = None
@@ -75,6 +76,7 @@ class _Slow:
         self.watermark: int | None = None
         self.watermark_before: int | None = None
         self.received = -1
+        self.num_taken = 0
         self.known: dict[int, int] = {}
         self.impressions: list[_Impression] = []
         self.waiting: list[tuple[int, int, str, LogEvent]] = []
@@ -92,6 +94,7 @@ class _Slow:
         if self.received >= 0:
             self.pass_time(event.received_ms)
         self.received = max(self.received, event.received_ms)
+        self.num_taken += 1
         met = self.watermark if self.watermark is not None else -(10**15)
         newest = self.known.get(event.event_key, -(10**16))
         if event.time_ms > event.received_ms + self.settings.max_future_s * 1000:
@@ -191,6 +194,7 @@ class _Slow:
         while self.midnight.timestamp() * 1000 + self.window_ms <= watermark_ms:
             day = (self.midnight - timedelta(hours=1)).date().isoformat()
             self.joined.cuts[day] = len(self.joined.examples)
+            self.joined.event_cuts[day] = self.num_taken
             self.midnight = self.next_midnight(self.midnight)
 
     def next_midnight(self, moment: datetime) -> datetime:

@@ -71,7 +71,7 @@ class LabelJoinConformance(ABC):
         truth = join_slowly(log, SETTINGS, ZONE, now_ms)
         found = self.join(log, SETTINGS, ZONE, now_ms)
         assert found.examples == truth.examples
-        assert found.cuts == truth.cuts
+        assert (found.cuts, found.event_cuts) == (truth.cuts, truth.event_cuts)
         assert found.counts == truth.counts
         assert found.num_undecided == truth.num_undecided
         events = sum(found.counts.values()) - found.counts.get(EMITTED_LATE, 0)
@@ -194,6 +194,7 @@ def join_in_batches(
         state = decode_state(encode_state(batch.state))
         joined.examples += as_tuples(batch.examples)
         joined.cuts |= batch.cuts.cuts
+        joined.event_cuts |= {day: start + n for day, n in batch.cuts.num_events.items()}
         for fate, events in batch.counts.items():
             if events:
                 joined.counts[fate] = joined.counts.get(fate, 0) + events

@@ -24,6 +24,7 @@ from test_serving_server import Client, K, References, load
 from tiny_checkpoint import CUT_MS
 from twotower.data.event_log import EventLog, open_event_log
 from twotower.data.events import Event
+from twotower.data.example_log.manifest import ExampleManifest, write_manifest
 from twotower.data.ids import Id
 from twotower.publishing.day_items import (
     add_items,
@@ -273,6 +274,23 @@ def test_users_actions_are_followed(day: Day) -> None:
     assert day.looked() is after
     log.append([shown(5, USERS[3], 1)], CUT_MS)
     assert day.looked().user_state_offset == 3
+
+
+def test_what_arrived_after_the_join_cut_the_day_is_followed(day: Day) -> None:
+    """Its time is before the generation's cut, and so it is in no example that was trained."""
+    through = day.base.manifest.window.through_day
+    assert through is not None
+    examples = day.path / "examples"
+    examples.mkdir()
+    cut = ExampleManifest(user_id_kind="int", item_id_kind="int", event_cuts={through: 1})
+    write_manifest(examples, cut)
+    best = [found.item_id for found in day.looked().retrieve(USERS[3], 2).candidates]
+    early = [shown(n, USERS[3], item, after_ms=-9 * 3_600_000) for n, item in enumerate(best)]
+    day.log(early)
+    after = day.looked()
+    assert after.user_state_offset == 2
+    assert after.retrieve(USERS[3], 1).candidates[0].item_id == best[0]
+    assert best[1] not in [found.item_id for found in after.retrieve(USERS[3], 50).candidates]
 
 
 def test_a_long_log_is_followed_in_pieces(day: Day, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,6 +80,22 @@ def test_what_happened_before_the_cut_is_the_generations(
     assert after.user_state.num_events == 1  # the second is of the moment of the cut
 
 
+def test_what_came_after_the_cut_counts_whenever_it_happened(
+    retriever: Retriever, tmp_path: Path
+) -> None:
+    """A phone without a network sends the evening's click at night: the generation has it not."""
+    best, *others = item_ids(retriever.retrieve(BUSY_USER, k=3))
+    evening = [shown(n, BUSY_USER, item, after_ms=-9_000_000) for n, item in enumerate(others)]
+    events = [*evening, clicked(2, BUSY_USER, best, after_ms=-9_000_000)]
+    state = extended(retriever.new_user_state(event_cut=2), tmp_path, events)
+    after = retriever.with_user_state(state)
+    answer = after.retrieve(BUSY_USER, k=50)
+    assert best not in item_ids(answer)
+    assert set(others) <= set(item_ids(answer))
+    assert best in [known.item_id for known in answer.recent]
+    assert state.num_events == 1
+
+
 @pytest.mark.parametrize("kind", ["int", "str"])
 @pytest.mark.parametrize("pooling", ["mean", "sqrt"])
 def test_a_user_vector_is_that_of_a_trainer_who_knows_the_same(

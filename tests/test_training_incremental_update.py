@@ -21,8 +21,8 @@ from twotower.publishing.trainer_vectors import trainer_item_vectors, trainer_us
 from twotower.training.batches import Batch
 from twotower.training.increment.frozen_inputs import FrozenInputs
 from twotower.training.increment.settings import IncrementSettings
-from twotower.training.incremental_update import IncrementalUpdate
 from twotower.training.increment.user_rows import UserRowsPass
+from twotower.training.incremental_update import IncrementalUpdate
 from twotower.training.settings import AdmissionSettings, NegativeSettings, TrainingSettings
 from twotower.training.step import Stepper
 

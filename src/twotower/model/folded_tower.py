@@ -73,7 +73,6 @@ class FoldedTower:
             current = layer(functional.relu(current))
         return functional.normalize(self._skipping(current, ids, folded), dim=1)
 
-
     def _skipping(self, current: Tensor, ids: Tensor, folded: Folded) -> Tensor:
         """Add the linear map beside the perceptron, where there is one."""
         if folded.skip is not None and self._id_skip is not None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final, Literal, Protocol
 
 from twotower.data.event_log import EventLog, has_event_log, open_event_log
+from twotower.data.example_log.manifest import examples_path, read_manifest
 from twotower.errors import CorruptArtifact, LineageError, TwoTowerError
 from twotower.publishing.day_items import item_vectors
 from twotower.publishing.delta import has_delta, read_deltas
@@ -213,11 +214,20 @@ class DayFollower:
             yield retriever.with_user_state(self._new_state(retriever, log))
 
     def _new_state(self, retriever: Retriever, log: EventLog) -> UserEvents:
+        window = retriever.base.manifest.window
+        event_cut = self._event_cut(window.through_day)
+        first = first_offset(log, window.cut_ms)
         return retriever.new_user_state(
-            first_offset(log, retriever.base.manifest.window.cut_ms),
+            first if event_cut is None else min(first, max(event_cut, log.bounds().begin)),
             self._reader.positive_outcomes,
             self._settings.user_state_events,
+            event_cut,
         )
+
+    def _event_cut(self, day: str | None) -> int | None:
+        """Return where in the event log a day was cut, None where it did not come that way."""
+        examples = read_manifest(examples_path(self._data_path))
+        return examples.event_cuts.get(day or "") if examples else None
 
 
 def _advanced(state: UserEvents, log: EventLog) -> UserEvents:

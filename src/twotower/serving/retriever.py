@@ -194,6 +194,7 @@ class Retriever:
         offset: int = 0,
         positive_outcomes: Sequence[str] = ("click",),
         max_events: int = MAX_EVENTS,
+        event_cut: int | None = None,
     ) -> UserEvents:
         """Return the state of users who did nothing since the cut, ready to be extended.
 
@@ -201,10 +202,12 @@ class Retriever:
             offset: Of the event log, where the first piece begins.
             positive_outcomes: Outcomes that count as clicks.
             max_events: The newest events that count.
+            event_cut: Of the log when the generation's last day was cut, None where it was not.
         """
         return UserEvents(
             self.encoder.items,
             self.base.manifest.window.cut_ms,
+            event_cut=event_cut,
             offset=offset,
             positive_outcomes=positive_outcomes,
             max_events=max_events,

@@ -28,6 +28,7 @@ IntArray = npt.NDArray[np.int64]
 MAX_EVENTS: Final = 5_000_000
 """Newest events of the log that a snapshot answers from unless it is told otherwise."""
 _GROWTH: Final = 4
+_NEVER: Final = 2**63 - 1
 _CANDIDATE: Final = EVENT_KINDS.index("candidate")
 
 
@@ -76,6 +77,7 @@ class UserEvents:
         items: Entities,
         cut_ms: int,
         *,
+        event_cut: int | None = None,
         offset: int = 0,
         positive_outcomes: Sequence[str] = ("click",),
         max_events: int = MAX_EVENTS,
@@ -85,18 +87,20 @@ class UserEvents:
         Args:
             items: of the generation.
             cut_ms: of the generation: earlier events are in its own state.
+            event_cut: the log's offset at that cut: what came later is not, whenever it happened.
             offset: of the log, where the first piece begins.
             positive_outcomes: outcomes that count as clicks; others make an item seen only.
             max_events: the newest events that count; those before are forgotten.
         """
         self.offset = offset
-        """Every event of the log before it is in here, or older than the cut, or forgotten."""
+        """Every event of the log before it is in here, or before the cut, or forgotten."""
         self.newest_event_time_ms = 0
         """Of the events in here, 0 without one."""
         self.strange = items.ids[:0]
         """`[m]`, items that the generation does not know, in the order of the log."""
         self._items = items
         self._cut_ms = cut_ms
+        self._event_cut = _NEVER if event_cut is None else event_cut
         self._positive_outcomes = tuple(positive_outcomes)
         self._max_events = max_events
         self._order = np.zeros(0, np.int64)
@@ -113,8 +117,8 @@ class UserEvents:
             return self
         after = self._copy()
         after.offset = int(events.offset[-1]) + 1
-        counts = (events.event_time_ms >= self._cut_ms) & (events.kind != _CANDIDATE)
-        kept = events.take(counts)
+        is_new = (events.event_time_ms >= self._cut_ms) | (events.offset >= self._event_cut)
+        kept = events.take(is_new & (events.kind != _CANDIDATE))
         if len(kept.offset):
             after._add(kept)
         return after

@@ -27,7 +27,7 @@ __all__ = [
     "write_manifest",
 ]
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 MANIFEST: Final = "manifest.json"
 _MAX_BYTES: Final = 1 << 26
 
@@ -71,6 +71,9 @@ class ExampleManifest(msgspec.Struct, frozen=True, kw_only=True):
     """Local day in which the emitted event times began; days before it did not come this way."""
     cuts: dict[str, int] = {}
     """Local day -> offset of the first example that was emitted after it had ended."""
+    event_cuts: dict[str, int] = {}
+    """Local day -> offset of the first event that was joined after it had ended; whatever its time,
+    it is in no example before the cut. Absent of days that format 1 cut."""
     counts: dict[str, int] = {}
     """Events by what became of them; see docs/label-join.md."""
     dropped: list[tuple[int, str]] = []

@@ -46,6 +46,8 @@ class Cuts(NamedTuple):
 
     cuts: dict[str, int]
     """Local day -> offset of the first example emitted after its end."""
+    num_events: dict[str, int]
+    """Local day -> how many events of the batch were joined by then."""
     first_day: str | None
     """The day in which emitting began; None but in the batch where it did."""
     next_midnight_ms: int | None
@@ -120,16 +122,18 @@ def cut_days(
     if next_midnight_ms is None:
         begun = np.flatnonzero(steps.watermark_ms > BEGINNING_MS // 2)
         if not len(begun):
-            return Cuts({}, None, None)
+            return Cuts({}, {}, None, None)
         first_day, next_midnight_ms = day_after(
             int(steps.watermark_ms[begun[0]]) - window_ms, time_zone
         )
-    cuts = {}
+    cuts, num_events = {}, {}
     while next_midnight_ms + window_ms <= steps.watermark_ms[-1]:
         day, _ = day_after(next_midnight_ms - 1, time_zone)
-        cuts[day] = first_offset + _num_before(steps, emitted, next_midnight_ms + window_ms)
+        passed_ms = next_midnight_ms + window_ms
+        cuts[day] = first_offset + _num_before(steps, emitted, passed_ms)
+        num_events[day] = steps.num_events(passed_ms)
         _, next_midnight_ms = day_after(next_midnight_ms, time_zone)
-    return Cuts(cuts, first_day, next_midnight_ms)
+    return Cuts(cuts, num_events, first_day, next_midnight_ms)
 
 
 def _num_before(steps: Steps, emitted: Due, watermark_ms: int) -> int:

@@ -75,7 +75,7 @@ class Joiner:
         return len(events.offset)
 
     def _take(self, batch: JoinedBatch, end: int, commit: bool) -> None:
-        progress = _progress(self.manifest, batch)
+        progress = _progress(self.manifest, batch, self._offset)
         if commit:
             state = encode_state(batch.state)
             self._writer.commit(Commit(batch.examples, end, state, progress))
@@ -106,8 +106,8 @@ class Joiner:
             )
 
 
-def _progress(manifest: ExampleManifest, batch: JoinedBatch) -> dict[str, object]:
-    """Return the fields of the manifest that a batch moves."""
+def _progress(manifest: ExampleManifest, batch: JoinedBatch, offset: int) -> dict[str, object]:
+    """Return the fields of the manifest that a batch moves, whose first event is at `offset`."""
     reached = batch.state.clock.reached_ms
     newest = max(batch.newest_event_time_ms, manifest.newest_event_time_ms or BEGINNING_MS)
     counts = {
@@ -118,6 +118,10 @@ def _progress(manifest: ExampleManifest, batch: JoinedBatch) -> dict[str, object
         "newest_event_time_ms": newest if newest > BEGINNING_MS else None,
         "first_day": manifest.first_day or batch.cuts.first_day,
         "cuts": {**manifest.cuts, **batch.cuts.cuts},
+        "event_cuts": {
+            **manifest.event_cuts,
+            **{day: offset + num for day, num in batch.cuts.num_events.items()},
+        },
         "counts": counts,
         "dropped": newest_dropped([*manifest.dropped, *batch.dropped]),
     }

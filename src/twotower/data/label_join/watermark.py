@@ -60,6 +60,10 @@ class Steps(NamedTuple):
         """The watermark that each event met, `int64[n]`."""
         return self.watermark_ms[:-1:2]
 
+    def num_events(self, watermark_ms: int) -> int:
+        """Return how many events had been joined when the watermark was there."""
+        return (int(self.first(np.array([watermark_ms]))[0]) + 1) // 2
+
     def first(self, time_ms: IntArray) -> IntArray:
         """Return the first step whose watermark has reached each time, `S` where none has."""
         steps = np.append(self.rises, len(self.watermark_ms))
