@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -79,6 +81,17 @@ def test_items_in_the_order_of_their_scores(step: int) -> None:
     items = np.arange(1000, dtype=np.float32)[::step, None].copy()
     found = scan(items, np.ones((3, 1), np.float32), 50, Hidden.of(NOTHING, []))
     assert (found.scores == np.arange(999, 949, -1)).all()
+
+
+@pytest.mark.parametrize("step", [1, 3, 400])
+def test_some_rows_are_searched_as_a_set_of_their_own(step: int, monkeypatch: Any) -> None:
+    monkeypatch.setattr(scanning, "_GATHERED_ROWS", 30)
+    items, queries = some(350)
+    rows, among = make_rows(5 + 2 * np.arange(350), items), np.arange(1, 350, step)
+    found, wanted = rows.search(queries, 20, among=among), rows.take(among).search(queries, 20)
+    assert (found.ids == wanted.ids).all()
+    assert (found.scores == wanted.scores).all()
+    assert (rows.search(queries, 20, among=among[:0]).ids == -1).all()
 
 
 def test_more_queries_than_a_tile(monkeypatch: pytest.MonkeyPatch) -> None:

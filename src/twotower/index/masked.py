@@ -73,7 +73,7 @@ class MaskedSearch(NamedTuple):
         return answer
 
     def _scan(self, queries: FloatArray, k: int, mask: RowMask) -> SearchResult:
-        return self.rows.take(mask.allowed_rows()).search(queries, k)
+        return self.rows.search(queries, k, among=mask.allowed_rows())
 
     def _candidates(self, queries: FloatArray, k: int, mask: RowMask) -> IntArray:
         num_allowed, num_rows = mask.num_allowed, mask.num_rows

@@ -21,7 +21,7 @@ from twotower.index.interface import (
     SearchResult,
     check_ids,
 )
-from twotower.index.scan import TILE_QUERIES, Hidden, scan
+from twotower.index.scan import TILE_QUERIES, Hidden, Picked, scan
 
 __all__ = ["VectorRows", "empty_rows", "make_rows"]
 
@@ -55,7 +55,7 @@ class VectorRows(NamedTuple):
 
     def take(self, rows: IntArray) -> VectorRows:
         """Return a copy of the set's `rows`, which ascend."""
-        return VectorRows(self.ids[rows], self.vectors[rows])
+        return VectorRows(self.ids.take(rows), self.vectors.take(rows, axis=0))
 
     def without(self, ids: IntArray) -> VectorRows:
         """Return the set less those labels."""
@@ -94,15 +94,19 @@ class VectorRows(NamedTuple):
         k: int,
         exclude: Sequence[IntArray] | None = None,
         gone: IntArray | None = None,
+        among: IntArray | None = None,
     ) -> SearchResult:
-        """Return the best `k` rows of each query by scanning all of them.
+        """Return the best `k` rows of each query by scanning all of them, or those of `among`.
 
         Args:
             queries: `float32[n, D]`.
             k: How many.
             exclude: One array of labels a query.
             gone: Rows that no answer may hold, ascending: cheaper than excluding their labels.
+            among: Rows, ascending; with it neither `exclude` nor `gone`.
         """
+        if among is not None:
+            return self._search_among(queries, k, among)
         of_all = np.zeros(0, np.int64) if gone is None else gone
         ids = np.empty((len(queries), k), np.int64)
         scores = np.empty((len(queries), k), np.float32)
@@ -111,6 +115,17 @@ class VectorRows(NamedTuple):
             each = [self.known(check_ids(labels)) for labels in (exclude or ())[part]]
             best = scan(self.vectors, queries[part], k, Hidden.of(of_all, each))
             ids[part], scores[part] = self.labels(best.columns), best.scores
+        return SearchResult(ids, scores)
+
+    def _search_among(self, queries: FloatArray, k: int, among: IntArray) -> SearchResult:
+        ids = np.empty((len(queries), k), np.int64)
+        scores = np.empty((len(queries), k), np.float32)
+        nothing = Hidden.of(np.zeros(0, np.int64), [])
+        for start in range(0, len(queries), TILE_QUERIES):
+            part = slice(start, start + TILE_QUERIES)
+            best = scan(Picked(self.vectors, among), queries[part], k, nothing)
+            rows = np.append(among, PADDING)[best.columns]
+            ids[part], scores[part] = self.labels(rows), best.scores
         return SearchResult(ids, scores)
 
     def labels(self, rows: IntArray) -> IntArray:

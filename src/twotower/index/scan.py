@@ -16,12 +16,13 @@ import numpy as np
 from twotower.index.interface import FloatArray, IntArray
 from twotower.index.top_k import TopK, best_of, padded, top_k
 
-__all__ = ["TILE_QUERIES", "Hidden", "scan"]
+__all__ = ["TILE_QUERIES", "Hidden", "Picked", "scan"]
 
 TILE_QUERIES: Final = 512
 _TILE_SCORES: Final = 4_000_000
 """16 MB: a single query is compared with a million items at a time."""
 _FEWEST_ITEMS: Final = 8_192
+_GATHERED_ROWS: Final = 1_024
 _ITEMS_A_RESULT: Final = 16
 """At least so many items a tile for each of `K`: the first tile should set a high bar."""
 
@@ -53,27 +54,45 @@ class Hidden(NamedTuple):
             scores[self.queries[start:stop], self.rows[start:stop] - first_row] = -np.inf
 
 
-def scan(vectors: FloatArray, queries: FloatArray, k: int, hidden: Hidden) -> TopK:
+class Picked(NamedTuple):
+    """Some rows of an array, gathered only as they are multiplied; no copy of them all is made."""
+
+    vectors: FloatArray
+    rows: IntArray
+    """Ascending."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def scan(vectors: FloatArray | Picked, queries: FloatArray, k: int, hidden: Hidden) -> TopK:
     """Return the best `k` rows of `vectors[N, D]` for each of `queries[n, D]`.
 
     Equal scores come in the order of their rows. At most `TILE_QUERIES` queries at a time.
     """
     width = max(_FEWEST_ITEMS, _ITEMS_A_RESULT * k, _TILE_SCORES // max(1, len(queries)))
     room = np.empty((len(queries), min(width, len(vectors))), np.float32)
-    best = top_k(_tile(vectors[:width], queries, room, hidden, 0), k)
-    for start in range(width, len(vectors), width):
-        scores = _tile(vectors[start : start + width], queries, room, hidden, start)
-        best = _improved(best, scores, start)
-    return best
+    best: TopK | None = None
+    for start in range(0, max(1, len(vectors)), width):
+        scores = room[:, : len(vectors) - start]
+        _multiply(vectors, start, queries, scores)
+        hidden.cover(scores, start)
+        best = top_k(scores, k) if best is None else _improved(best, scores, start)
+    return padded(len(queries), k) if best is None else best
 
 
-def _tile(
-    vectors: FloatArray, queries: FloatArray, room: FloatArray, hidden: Hidden, start: int
-) -> FloatArray:
-    scores = room[:, : len(vectors)]
-    np.matmul(queries, vectors.T, out=scores)
-    hidden.cover(scores, start)
-    return scores
+def _multiply(
+    vectors: FloatArray | Picked, start: int, queries: FloatArray, scores: FloatArray
+) -> None:
+    """Write the products of queries and the rows from `start` on into `scores[b, w]`."""
+    stop = start + scores.shape[1]
+    if isinstance(vectors, np.ndarray):
+        np.matmul(queries, vectors[start:stop].T, out=scores)
+        return
+    for first in range(start, stop, _GATHERED_ROWS):
+        rows = vectors.rows[first : min(stop, first + _GATHERED_ROWS)]
+        some = vectors.vectors.take(rows, axis=0)
+        np.matmul(queries, some.T, out=scores[:, first - start : first - start + len(rows)])
 
 
 def _improved(best: TopK, scores: FloatArray, start: int) -> TopK:
