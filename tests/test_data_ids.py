@@ -45,9 +45,9 @@ def test_one_id_is_looked_up_as_many_are(numbers: list[int], texts: list[str], o
         ("int", numbers, [*range(-10, 11)]),
         ("str", texts, [*texts, other, f"{other}{other}"]),
     ):
-        ids = as_id_array(list(dict.fromkeys(values)), kind)  # type: ignore[arg-type, call-overload]
+        ids = as_id_array(list(dict.fromkeys(values)), kind)  # type: ignore[arg-type]
         order = np.argsort(ids, kind="stable")
-        asked = as_id_array(wanted, kind)  # type: ignore[arg-type, call-overload]
+        asked = as_id_array(wanted, kind)  # type: ignore[arg-type]
         for these, by in ((ids, order), (np.sort(ids), None)):
             found = [lookup_one(these, by, asked[[place]]) for place in range(len(asked))]
             assert found == lookup(these, by, asked).tolist()

@@ -84,7 +84,7 @@ def test_the_gradient_of_a_pool_is_that_of_the_means() -> None:
     (looked_up.pool(lengths.cumsum(0) - lengths) * outer).sum().backward()
     plain = made.weight.clone().requires_grad_()
     bags = zip(rows.split(lengths.tolist()), outer, strict=True)
-    sum((plain[bag].mean(0) * one).sum() for bag, one in bags if len(bag)).backward()  # type: ignore[union-attr]
+    sum((plain[bag].mean(0) * one).sum() for bag, one in bags if len(bag)).backward()
     before = made.weight.clone()
     looked_up.apply_gradient(0.1)
     assert plain.grad is not None

@@ -15,7 +15,7 @@ from twotower.serving.answer_json import candidates
 from twotower.serving.messages import MAX_K, RetrievedItem
 
 SCORES = np.array([0.75, 1 / 3, 1e-9, 0.0, -0.1, -1.0], np.float32)
-IDS = {
+IDS: dict[str, list[Any]] = {
     "int": [7, -3, 2**62, 0, 11, 12],
     "str": ["a", 'b","b', "c\\", "ä,\n", "7", "f"],
 }
@@ -51,7 +51,7 @@ def test_the_longest_answer_is_whole_and_reads_as_documented() -> None:
         found = answered(list(range(MAX_K)), scores)
         items = msgspec.json.decode(found, type=list[RetrievedItem])
         assert [item.rank for item in items] == list(range(1, MAX_K + 1))
-        assert np.float32([item.score for item in items]).tolist() == scores.tolist()
+        assert np.array([item.score for item in items], np.float32).tolist() == scores.tolist()
         assert b"display" not in found
         answered(list(range(MAX_K)), scores, display=True)
     assert json.loads(found)[-1]["item_id"] == MAX_K - 1

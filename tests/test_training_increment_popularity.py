@@ -11,6 +11,7 @@ import pytest
 from stream import stream_of
 from tiny_checkpoint import CUT_MS, tiny_checkpoint
 from twotower.checkpoint import Checkpoint
+from twotower.data.ids import Id
 from twotower.errors import ConfigError
 from twotower.index.settings import IndexSettings
 from twotower.publishing.publisher import publish
@@ -32,7 +33,7 @@ def update_of(base: Checkpoint, **changes: Any) -> IncrementalUpdate:
     return IncrementalUpdate(base, IncrementSettings(**{**given, **changes}), TRAINING)
 
 
-def expected_log(base: Checkpoint, item: int, clicked_ms: list[int], now_ms: int) -> float:
+def expected_log(base: Checkpoint, item: Id, clicked_ms: list[int], now_ms: int) -> float:
     """The definition, click by click: every one fades by half in a half-life."""
     settings = base.meta.model.popularity
     position = int(base.items.positions([item])[0])
@@ -55,7 +56,10 @@ def test_a_clicked_item_rises_and_the_others_fade(rows: str) -> None:
     delta = update.take_delta_rows()
     scale = WEIGHT * TRAINING.temperature
     found = dict(zip(delta.item_ids.tolist(), delta.item_vectors[:, -1], strict=True))
-    clicked = {650: [CUT_MS + n * HOUR_MS for n in range(3)], 651: [CUT_MS + 3 * HOUR_MS]}
+    clicked: dict[Id, list[int]] = {
+        650: [CUT_MS + n * HOUR_MS for n in range(3)],
+        651: [CUT_MS + 3 * HOUR_MS],
+    }
     for item, coordinate in found.items():
         logarithm = expected_log(base, item, clicked.get(item, []), now_ms)
         assert coordinate == pytest.approx(scale * logarithm, abs=1e-5), item

@@ -9,7 +9,7 @@ Legend: `N` items, `n` queries, `D` dimensions, `K` asked for.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -81,7 +81,8 @@ class VectorRows(NamedTuple):
 
     def allowed_mask(self, allowed: BoolArray | IntArray) -> BoolArray:
         """Return which rows' labels are allowed, `bool[N]`; see `VectorIndex.search`."""
-        wanted, mask = np.asarray(allowed), np.zeros(len(self.ids), np.bool_)
+        wanted: Any = np.asarray(allowed)
+        mask = np.zeros(len(self.ids), np.bool_)
         if wanted.dtype == np.bool_ and len(self.ids) and self._are_rows():
             mask[: len(wanted)] = wanted[: len(mask)]
         else:

@@ -100,11 +100,13 @@ class FoldedTower:
         def back(gradient: Tensor) -> Tensor:
             along = (gradient * vectors).sum(1, keepdim=True)
             outer = (gradient - along * vectors).div_(length)
-            inner = outer
+            inner: Tensor = outer
             for layer, active in zip(reversed(self._others), reversed(passed), strict=True):
                 inner = (inner @ layer.weight).masked_fill_(active == 0, 0.0)
-            inner = inner @ self._id_weight.T
-            return inner if self._id_skip is None else inner.addmm_(outer, self._id_skip.T)
+            ids_gradient: Tensor = inner @ self._id_weight.T
+            if self._id_skip is not None:
+                ids_gradient.addmm_(outer, self._id_skip.T)
+            return ids_gradient
 
         return vectors, back
 

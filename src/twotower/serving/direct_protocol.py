@@ -8,7 +8,7 @@ same packet, goes to the application.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Final, Protocol
+from typing import Any, ClassVar, Final, Protocol
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
@@ -92,7 +92,7 @@ class _DirectProtocol(GuardedProtocol):
     def data_received(self, data: bytes) -> None:
         """Hand a request over whose body has not come whole."""
         super().data_received(data)
-        request = self.cycle
+        request: Any = self.cycle
         if isinstance(request, _Request) and not (
             request.is_whole or request.response_complete or self.transport.is_closing()
         ):
@@ -103,7 +103,7 @@ class _DirectProtocol(GuardedProtocol):
 
     def on_body(self, body: bytes) -> None:
         """Keep a part of the body."""
-        request = self.cycle
+        request: Any = self.cycle
         if isinstance(request, _Request) and not request.is_whole:
             request.parts.append(body)
         else:
@@ -111,7 +111,7 @@ class _DirectProtocol(GuardedProtocol):
 
     def on_message_complete(self) -> None:
         """Answer in the next turn."""
-        request = self.cycle
+        request: Any = self.cycle
         if not isinstance(request, _Request) or request.is_whole:
             super().on_message_complete()
             return

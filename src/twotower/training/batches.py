@@ -221,8 +221,8 @@ class BatchMaker:
         columns = Columns(items, log_count, known)
         if not self._finds_hits:
             return columns
-        in_batch = self._negatives.in_batch
-        hits = find_hits(columns, places[: len(items)], len(indices), in_batch=in_batch)
+        is_source = self._negatives.in_batch
+        hits = find_hits(columns, places[: len(items)], len(indices), in_batch=is_source)
         return Columns(items, log_count, None, hits)
 
 

@@ -36,7 +36,7 @@ _WORD: Final = ir.IntType(64)
 
 
 def _loader(size: ir.IntType, kind: Any) -> Any:
-    @intrinsic  # type: ignore[untyped-decorator]
+    @intrinsic
     def load(typing: Any, address: Any) -> tuple[Any, Callable[..., Any]]:
         def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
             return builder.load(builder.inttoptr(values[0], size.as_pointer()), align=1)
@@ -47,7 +47,7 @@ def _loader(size: ir.IntType, kind: Any) -> Any:
 
 
 def _storer(size: ir.IntType, kind: Any) -> Any:
-    @intrinsic  # type: ignore[untyped-decorator]
+    @intrinsic
     def store(typing: Any, address: Any, value: Any) -> tuple[Any, Callable[..., Any]]:
         def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
             place = builder.inttoptr(values[0], size.as_pointer())
@@ -67,8 +67,7 @@ store_half: Final = _storer(_HALF, types.uint32)
 store_word: Final = _storer(_WORD, types.uint64)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def bits(typing: Any, value: Any) -> tuple[Any, Callable[..., Any]]:
+def _bits(typing: Any, value: Any) -> tuple[Any, Callable[..., Any]]:
     """Return how many bits a number takes, at least 1."""
 
     def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
@@ -78,9 +77,13 @@ def bits(typing: Any, value: Any) -> tuple[Any, Callable[..., Any]]:
     return types.uint64(types.uint64), code
 
 
+bits: Final[Any] = intrinsic(_bits)
+
+
 def _has_crc32c() -> bool:
     """Return whether the machine that numba compiles for has the checksum as an instruction."""
-    is_host = config.CPU_NAME is None and config.CPU_FEATURES is None
+    chosen: Any = config
+    is_host = chosen.CPU_NAME is None and chosen.CPU_FEATURES is None
     is_known = machine() in ("x86_64", "AMD64")
     return is_host and is_known and bool(llvmlite.binding.get_host_cpu_features().get("crc32"))
 
@@ -90,11 +93,11 @@ HAS_CRC32C: Final = _has_crc32c()
 
 
 def _crc32c(name: str, state: ir.IntType, size: ir.IntType, kind: Any) -> Any:
-    @intrinsic  # type: ignore[untyped-decorator]
+    @intrinsic
     def add(typing: Any, crc: Any, value: Any) -> tuple[Any, Callable[..., Any]]:
         def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
             made = ir.FunctionType(state, [state, size])
-            function = cgutils.get_or_insert_function(builder.module, made, name)
+            function = cgutils.get_or_insert_function(builder.module, made, name)  # type: ignore[no-untyped-call]
             before = values[0] if state is _WORD else builder.trunc(values[0], state)
             after = builder.call(function, [before, values[1]])
             return after if state is _WORD else builder.zext(after, _WORD)

@@ -68,7 +68,8 @@ class PopularityCoordinate:
         sent[: len(self._sent)] = self._sent
         self._sent = sent
         served = np.unique(self._state.corpus)
-        return served[np.abs(now - sent)[served] > self._step]
+        moved: IntArray = served[np.abs(now - sent)[served] > self._step]
+        return moved
 
     def send(self, positions: IntArray, vectors: Tensor) -> FloatArray:
         """Return vectors as an index takes them, `[n, D]`: with the coordinate, where there is one.

@@ -81,7 +81,8 @@ class UserRowsPass:
         uniform = draw_uniform(self._corpus, self._settings.uniform, generator)
         columns = self._columns(start, end, uniform)
         ids = self._table.lookup(self._rows[start:end])
-        folded = Folded(*(None if part is None else part[start:end] for part in self._folded))
+        first, skip = self._folded
+        folded = Folded(first[start:end], None if skip is None else skip[start:end])
         users, back = self._tower.forward_and_back(ids.embed(), folded)
         vectors = self._items.index_select(0, columns.items)
         weight = self._weight[start:end]
