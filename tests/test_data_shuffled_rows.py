@@ -12,7 +12,7 @@ import pytest
 
 from twotower.data.shuffled_rows import Rows, parquet_rows, shuffled_batches, tfrecord_rows
 from twotower.data.tfrecord import ColumnKind, write_shard
-from twotower.errors import DataError
+from twotower.errors import CorruptArtifact, DataError
 
 DTYPE = np.dtype([("event_id", "<u8"), ("user_id", "S4"), ("weight", "<f4")])
 
@@ -121,3 +121,17 @@ def test_parquet_days_and_tfrecord_shards_come_as_the_same_rows(tmp_path: Path) 
     narrow = np.dtype([("user_id", "S2")])
     with pytest.raises(DataError, match="at most 2 bytes in 'user_id', found 3"):
         list(parquet_rows([parquet], narrow))
+
+
+def test_shards_are_read_ahead_and_come_in_their_order(tmp_path: Path) -> None:
+    shards = [tmp_path / f"shard-{number}" for number in range(5)]
+    for number, shard in enumerate(shards):
+        write_shard(shard, {"user_id": np.full(3, number)})
+    dtype = np.dtype([("user_id", "<i8")])
+    chunks = [rows["user_id"].tolist() for rows in tfrecord_rows(shards, {"user_id": "int"}, dtype)]
+    assert chunks == [[number] * 3 for number in range(5)]
+    shards[3].write_bytes(shards[3].read_bytes()[:-1])
+    found = tfrecord_rows(shards, {"user_id": "int"}, dtype)
+    assert [next(found)["user_id"][0] for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(CorruptArtifact, match="shard-3 is cut"):
+        next(found)
