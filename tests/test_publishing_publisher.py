@@ -305,6 +305,18 @@ def test_faiss_engines_are_measured_and_published(store: ModelStore, engine: Eng
     assert choice.chosen == generation.manifest.index.engine
 
 
+def test_one_generation_is_published_to_two_engines(store: ModelStore) -> None:
+    checkpoint = tiny_checkpoint(num_items=1200, num_users=40)
+    first = publish(checkpoint, store, index=IndexSettings(engine="exact"))
+    again = Checkpoint.load(first.path / "checkpoint")
+    second = publish(again, store, index=IndexSettings(engine="faiss_ivf"))
+    engines = (first.manifest.index.engine, second.manifest.index.engine)
+    assert engines == ("exact", "faiss_ivf")
+    for name in ("item_vectors.npy", "corpus.npy", "checkpoint/arrays.safetensors"):
+        assert first.manifest.files[name] == second.manifest.files[name]
+    assert second.manifest.refused == []
+
+
 @pytest.mark.parametrize("engine", ["exact", "faiss_ivf"])
 def test_a_search_over_the_budget_is_refused(store: ModelStore, engine: EngineName) -> None:
     checkpoint = tiny_checkpoint(num_items=60, num_users=40)
