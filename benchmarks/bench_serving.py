@@ -141,6 +141,7 @@ def make_project(folder: Path, scale: Scale) -> Setting:
 
 def measure(setting: Setting) -> dict[str, Any]:
     """Run everything in turns and return the figures; each is the median of its rounds."""
+    memory = second_worker_memory(setting)
     bare = Bare(setting)
     core = setting.server_cores[:1]
     ours: list[Load] = []
@@ -160,14 +161,15 @@ def measure(setting: Setting) -> dict[str, Any]:
             peers.append(load(setting, peer, CONNECTIONS))
             search_us.append(bare.search_us())
             single.append(load(setting, server, 1))
-        one_worker_bytes, ready_s = memory_bytes(server), server.ready_s
+        ready_s = server.ready_s
     tower, search = statistics.median(tower_us), statistics.median(search_us)
     cpu = median(ours, "cpu_us")
     return {
         "cpu_vs_tower_plus_search": cpu / (tower + search),
         "overhead_vs_search": (cpu - search) / search,
         "vs_idiomatic_fastapi": median(ours, "requests_per_s") / median(peers, "requests_per_s"),
-        **two_workers(setting, one_worker_bytes),
+        **memory,
+        **two_workers(setting),
         "requests_per_s": median(ours, "requests_per_s"),
         "p50_ms": median(single, "p50_ms"),
         "p99_ms": median(single, "p99_ms"),
@@ -273,20 +275,33 @@ class Bare:
             os.sched_setaffinity(0, before)
 
 
-def two_workers(setting: Setting, one_worker_bytes: int) -> dict[str, Any]:
-    """What a second worker brings and costs."""
-    with running(serve_command(setting, 2), setting.server_cores[:2]) as server:
-        load(setting, server, CONNECTIONS, 1.0)
-        added = memory_bytes(server) - one_worker_bytes
-        figures: dict[str, Any] = {"second_worker_memory_share": added / one_worker_bytes}
-        if len(setting.server_cores) < 2:
-            reason = f"{len(setting.server_cores) + len(setting.load_cores)} cores; it needs 4"
-            return figures | {"two_workers_over_one": None, "two_workers_reason": reason}
-        two = [load(setting, server, 2 * CONNECTIONS) for _ in range(setting.scale.rounds)]
-    with running(serve_command(setting, 1), setting.server_cores[:1]) as server:
-        one = [load(setting, server, 2 * CONNECTIONS) for _ in range(setting.scale.rounds)]
-    ratio = median(two, "requests_per_s") / median(one, "requests_per_s")
-    return figures | {"two_workers_over_one": ratio}
+def second_worker_memory(setting: Setting) -> dict[str, Any]:
+    """What a second worker adds; measured while no other process maps the same files."""
+    bytes_by_workers = {}
+    for workers in (1, 2):
+        with running(serve_command(setting, workers), setting.server_cores[:2]) as server:
+            load(setting, server, CONNECTIONS, 1.0)
+            bytes_by_workers[workers] = memory_bytes(server)
+    added = bytes_by_workers[2] - bytes_by_workers[1]
+    return {
+        "second_worker_memory_share": added / bytes_by_workers[1],
+        "second_worker_mb": added / 2**20,
+        "one_worker_mb": bytes_by_workers[1] / 2**20,
+    }
+
+
+def two_workers(setting: Setting) -> dict[str, Any]:
+    """What a second worker brings."""
+    if len(setting.server_cores) < 2:
+        reason = f"{len(setting.server_cores) + len(setting.load_cores)} cores; it needs 4"
+        return {"two_workers_over_one": None, "two_workers_reason": reason}
+    medians = []
+    for workers in (1, 2):
+        with running(serve_command(setting, workers), setting.server_cores[:workers]) as server:
+            load(setting, server, CONNECTIONS, 1.0)
+            loads = [load(setting, server, 2 * CONNECTIONS) for _ in range(setting.scale.rounds)]
+        medians.append(median(loads, "requests_per_s"))
+    return {"two_workers_over_one": medians[1] / medians[0]}
 
 
 def show(report: dict[str, Any]) -> None:

@@ -122,7 +122,8 @@ def drive(
         sys.exit("expected the load generator wrk, found none; install it: apt-get install wrk")
     script = folder / "load.lua"
     script.write_text(_SCRIPT % {"users": ", ".join(map(str, users)), "key": key, "k": k})
-    options = ["-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "-s", str(script)]
+    duration = f"-d{max(1, round(seconds))}s"
+    options = ["-t1", f"-c{connections}", duration, "--timeout", "30s", "-s", str(script)]
     before_s = cpu_s(server.pids)
     printed = subprocess.run(
         ["taskset", "--cpu-list", ",".join(map(str, cores)), wrk, *options, server.url],
