@@ -180,3 +180,53 @@ def test_folding_what_is_frozen_changes_neither_vector_nor_gradient(
 def test_the_same_parameters_give_the_same_bytes() -> None:
     first, second = (export_item_tower(two_tower(), ITEM, multi_width=WIDTH) for _ in range(2))
     assert first == second
+
+
+def identity_settings(**changes: Any) -> ModelSettings:
+    settings = {"id_dim": 6, "history_dim": 6, "linear_start": "identity", **changes}
+    return msgspec.convert({**msgspec.to_builtins(SETTINGS), **settings}, ModelSettings)
+
+
+@pytest.mark.parametrize("changes", [{"hidden": [], "skip": False}, {"skip": True}])
+@pytest.mark.parametrize("user", [USER, BARE])
+def test_an_identity_adds_up_the_embeddings_and_leaves_the_features_random(
+    changes: dict[str, Any], user: FeatureShape
+) -> None:
+    settings = identity_settings(**changes)
+    model = two_tower(user, ITEM, settings)
+    random = two_tower(user, ITEM, msgspec.structs.replace(settings, linear_start="random"))
+    for side, num_added in (("user_tower", 2), ("item_tower", 1)):
+        tower, drawn = getattr(model, side), getattr(random, side)
+        linear = tower.skip or tower.layers[0]
+        width = num_added * 6
+        inputs = torch.randn(3, linear.in_features)
+        inputs[:, width:] = 0
+        expected = inputs[:, :width].reshape(3, num_added, 6).sum(1)
+        torch.testing.assert_close(linear(inputs), expected)
+        assert torch.equal(
+            linear.weight[:, width:], (drawn.skip or drawn.layers[0]).weight[:, width:]
+        )
+        if tower.skip is not None:
+            assert torch.equal(tower.layers[0].weight, drawn.layers[0].weight)
+
+
+def test_without_a_history_the_identity_is_of_the_id_alone() -> None:
+    settings = identity_settings(hidden=[], skip=False, history_length=0, history_dim=3)
+    model = two_tower(BARE, BARE, settings)
+    rows = model.tables["user_id"].weight[IDS]
+    vectors, _ = model.encode_users(IDS, features(BARE), None)
+    torch.testing.assert_close(vectors, torch.nn.functional.normalize(rows, dim=1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({"history_table": "item_id", "history_dim": 5, "linear_start": "random"}, "found 5"),
+        ({"skip": False, "hidden": [7]}, "found no linear map"),
+        ({"id_dim": 4}, "found 4 and 6"),
+        ({"history_dim": 4}, "found 6 and 4"),
+    ],
+)
+def test_tables_and_maps_that_do_not_fit_are_refused(changes: dict[str, Any], found: str) -> None:
+    with pytest.raises(msgspec.ValidationError, match=found):
+        identity_settings(**changes)

@@ -31,7 +31,18 @@ class Tower(nn.Module):
         *,
         skip: bool,
         generator: torch.Generator,
+        num_added: int = 0,
     ) -> None:
+        """Draw the parameters.
+
+        Args:
+            input_dim: width of the input.
+            hidden: widths of the hidden layers.
+            vector_dim: `D`.
+            skip: whether there is a linear map beside the perceptron.
+            generator: source of all randomness.
+            num_added: inputs of width `D`, the first ones, that the linear map begins by adding up.
+        """
         super().__init__()
         dims = (input_dim, *hidden, vector_dim)
         self.layers = nn.ModuleList(nn.Linear(source, target) for source, target in pairwise(dims))
@@ -39,6 +50,8 @@ class Tower(nn.Module):
         for layer in self.modules():
             if isinstance(layer, nn.Linear):
                 _initialise(layer, generator)
+        if num_added:
+            _add_up(self.skip or self.layers[0], num_added)
 
     def linear_layers(self) -> Iterator[nn.Linear]:
         """Yield the layers from input to output."""
@@ -71,3 +84,10 @@ def _initialise(layer: nn.Linear, generator: torch.Generator) -> None:
         layer.weight.uniform_(-bound, bound, generator=generator)
         if layer.bias is not None:
             layer.bias.zero_()
+
+
+def _add_up(layer: nn.Module, num_added: int) -> None:
+    assert isinstance(layer, nn.Linear)
+    identity = torch.eye(layer.out_features)
+    with torch.no_grad():
+        layer.weight[:, : num_added * layer.out_features] = identity.repeat(1, num_added)

@@ -8,13 +8,16 @@ values, `D` vector dimension.
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from twotower.model.embedding_table import EmbeddingTable, Lookup
-from twotower.model.settings import HistoryPooling, ModelSettings
+from twotower.model.settings import HistoryPooling, HistoryTable, ModelSettings
 from twotower.model.tower import Tower
 
 __all__ = ["FeatureShape", "Features", "History", "Tower", "TwoTower"]
@@ -64,8 +67,10 @@ class TwoTower:
         item_tower: Tower,
         tables: dict[str, EmbeddingTable],
         history_pooling: HistoryPooling,
+        history_table: HistoryTable = "own",
     ) -> None:
         self.history_pooling = history_pooling
+        self.history_table = history_table
         self.user_tower = user_tower
         self.item_tower = item_tower
         self.tables = tables
@@ -106,17 +111,23 @@ class TwoTower:
         item_dim = settings.id_dim + item_shape.input_dim(settings.feature_dim)
         if settings.history_length:
             user_dim += settings.history_dim
+        if settings.history_table == "item_id":
+            tables["history"] = copy.deepcopy(tables["item_id"])
 
-        def tower(input_dim: int) -> Tower:
+        def tower(input_dim: int, num_embeddings: int) -> Tower:
             return Tower(
                 input_dim,
                 settings.hidden,
                 settings.vector_dim,
                 skip=settings.skip,
                 generator=generator,
+                num_added=num_embeddings if settings.linear_start == "identity" else 0,
             )
 
-        return cls(tower(user_dim), tower(item_dim), tables, settings.history_pooling)
+        return cls(
+            tower(user_dim, 1 + (settings.history_length > 0)), tower(item_dim, 1), tables,
+            settings.history_pooling, settings.history_table,
+        )  # fmt: skip
 
     def dense_parameters(self) -> dict[str, nn.Parameter]:
         """Return every weight that is no embedding row, by name."""
@@ -141,6 +152,25 @@ class TwoTower:
         for table in self.tables.values():
             table.weight = table.weight.to(device)
             table.accumulator = table.accumulator.to(device)
+
+    @contextmanager
+    def one_item_table(self) -> Iterator[None]:
+        """Pool from the items' own table inside, where the settings say so; outside from a copy.
+
+        The copy is stored, published and frozen within the day like a table of its own.
+        """
+        if self.history_table == "item_id":
+            self.tables["history"] = self.tables["item_id"]
+        try:
+            yield
+        finally:
+            if self.has_one_item_table:
+                self.tables["history"] = copy.deepcopy(self.tables["item_id"])
+
+    @property
+    def has_one_item_table(self) -> bool:
+        """Whether both sides move rows of the same table now, and must not do so at once."""
+        return self.tables["history"] is self.tables["item_id"]
 
     def freeze_all_but(self, *tables: str) -> None:
         """Let nothing learn from now on but the rows of some embedding tables."""

@@ -51,7 +51,8 @@ class Stepper:
         """
         self._model = model
         # Another device than the CPU takes its work from one thread, in order.
-        self._at_once = run_in_lanes if model.device.type == "cpu" else _run_in_order
+        is_alone = model.device.type != "cpu" or model.has_one_item_table
+        self._at_once = _run_in_order if is_alone else run_in_lanes
         self._folded = folded
         self._adam = adam
         self._table_learning_rate = schedule.table_learning_rate
@@ -69,7 +70,8 @@ class Stepper:
     def start(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """Do a step and return its loss, `[]`, without waiting for a device that is at work."""
         sides = self._at_once([partial(self._users, batch), partial(self._items, batch)])
-        # The two sides share no parameter, so each goes its way back by itself, too.
+        # The two sides share no parameter but an item table, of which each has its own copy of
+        # rows: each goes its way back by itself, too.
         users, items = [
             vectors.detach().requires_grad_(vectors.requires_grad) for vectors, _ in sides
         ]

@@ -86,7 +86,7 @@ def run_pass(
     began, resumed_at = time.perf_counter(), cursor.epoch * len(examples) + cursor.start
     progress.begin(task, len(examples) * schedule.epochs)
     progress.advance(resumed_at)
-    with moved_for(state.model, device):
+    with moved_for(state.model, device), state.model.one_item_table():
         running = _Pass(state, examples, maker, training, schedule, pass_number)
         running.keeper = keeper
         while True:
