@@ -48,7 +48,7 @@ from twotower.training.base_model import train_base_model  # noqa: E402
 from twotower.training.settings import TrainingSettings  # noqa: E402
 
 SEEDS: Final = (0, 1, 2)
-LOOK_EVERY: Final = 3
+LOOK_EVERY: Final = 2
 """Epochs between two looks at the held-out pairs."""
 PATIENCE: Final = 3
 """Looks without a better figure after which a choice ends."""

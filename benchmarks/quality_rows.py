@@ -16,16 +16,23 @@ from twotower.training.settings import (
 __all__ = ["MAIN", "ROWS", "Row"]
 
 MODEL: Final = ModelSettings(
-    id_dim=64, history_dim=64, hidden=(), history_length=500, skip=False, id_init_std=0.1
+    id_dim=64,
+    history_dim=64,
+    hidden=(),
+    history_length=500,
+    history_table="item_id",
+    skip=False,
+    linear_start="identity",
+    id_init_std=0.1,
 )
 TRAINING: Final = TrainingSettings(
     loss="listwise",
     temperature=0.1,
     base_history="others",
     base=PassSettings(
-        epochs=100,
+        epochs=8,
         batch_size=2048,
-        uniform=2048,
+        uniform=8192,
         table_learning_rate=0.2,
         dense_learning_rate=1e-3,
     ),

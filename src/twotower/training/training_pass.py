@@ -93,7 +93,8 @@ def run_pass(
             cursor = running.finish_epoch(cursor, progress)
             num_epochs = cursor.epoch + 1
             is_last = num_epochs == schedule.epochs
-            if is_last or (after_epoch and not after_epoch(state, num_epochs)):
+            goes_on = after_epoch is None or after_epoch(state, num_epochs)
+            if is_last or not goes_on:
                 break
             cursor = _start_of(cursor.epoch + 1, examples, len(listed))
         state.optimizer = save_adam(state.model, running.adam)
