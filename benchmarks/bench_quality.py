@@ -20,7 +20,7 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -35,6 +35,7 @@ sys.path[:0] = [str(Path(__file__).parents[1] / "examples" / "kuairand")]
 import score  # noqa: E402
 
 from bench_demo import commit  # noqa: E402
+from quality_baselines import BASELINES, Baseline, measure_baseline  # noqa: E402
 from quality_data import Split, open_split  # noqa: E402
 from quality_rows import MAIN, MODEL, ROWS, TRAINING, Row  # noqa: E402
 from twotower.checkpoint import Checkpoint  # noqa: E402
@@ -75,14 +76,20 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("quality-runs"))
     parser.add_argument("--quick", action="store_true", help="the main row, one seed")
     parser.add_argument("--choose", action="store_true", help="leave the test alone")
-    parser.add_argument("--rows", nargs="+", choices=[row.name for row in ROWS])
+    all_names = [row.name for row in (*ROWS, *BASELINES)]
+    parser.add_argument("--rows", nargs="+", choices=all_names)
     arguments = parser.parse_args()
-    names = [MAIN] if arguments.quick else arguments.rows or [row.name for row in ROWS]
+    names = [MAIN] if arguments.quick else arguments.rows or all_names
     seeds = () if arguments.choose else SEEDS[:1] if arguments.quick else SEEDS
     arguments.runs.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(arguments.data, Path(folder), arguments.runs)
         found = [bench.measure(row, seeds) for row in ROWS if row.name in names]
+        found += [
+            bench.measure_baseline(row, is_tested=bool(seeds))
+            for row in BASELINES
+            if row.name in names
+        ]
     report = {
         "gowalla": next((row["test"] for row in found if row["row"] == MAIN), None),
         "parameters": {"seeds": list(seeds), "look_every": LOOK_EVERY, "patience": PATIENCE},
@@ -108,16 +115,45 @@ class Bench:
         runs = [self._run(row, "test", seed, chosen["epochs"]) for seed in seeds]
         return {"row": row.name, "held_out": chosen, "test": summary(runs) if runs else None}
 
+    def measure_baseline(self, row: Baseline, *, is_tested: bool) -> dict[str, Any]:
+        """Return an opponent's best setting on the held-out pairs, and its test figures."""
+        held_out = [self._fit_baseline(row, one, "validation") for one in range(len(row.grid))]
+        best = max(range(len(held_out)), key=lambda one: float(held_out[one]["recall_at_20"]))
+        test = summary([self._fit_baseline(row, best, "test")]) if is_tested else None
+        return {"row": row.name, "held_out": held_out[best], "grid": held_out, "test": test}
+
+    def _fit_baseline(self, row: Baseline, place: int, name: str) -> dict[str, Any]:
+        settings = row.grid[place]
+        said = msgspec.to_builtins(settings)
+
+        def found() -> dict[str, Any]:
+            split = open_split(self._source, self._work, name)
+            return {"settings": said, **measure_baseline(split, settings)}
+
+        return self._kept(f"{name}-{row.name.split()[0]}-{digest_of(said)}", found)
+
     def _run(self, row: Row, name: str, seed: int, epochs: int) -> dict[str, Any]:
         """Return the figures of one fit; 0 epochs: as many as the asked pairs want."""
         recipe = recipe_of(row, seed, epochs)
-        digest = hashlib.blake2b(msgspec.json.encode(recipe), digest_size=6).hexdigest()
-        path = self._runs / f"{name}-{seed}-{digest}.json"
+
+        def found() -> dict[str, Any]:
+            split = open_split(self._source, self._work, name)
+            return {"row": row.name, **fit(split, recipe, choose=not epochs)}
+
+        return self._kept(f"{name}-{seed}-{digest_of(recipe)}", found)
+
+    def _kept(self, name: str, found: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+        """Return what the file of that name holds, and have it found first where there is none."""
+        path = self._runs / f"{name}.json"
         if not path.exists():
-            found = fit(open_split(self._source, self._work, name), recipe, choose=not epochs)
-            path.write_text(json.dumps({"row": row.name, **found}) + "\n", encoding="utf-8")
+            path.write_text(json.dumps(found()) + "\n", encoding="utf-8")
         run: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return run
+
+
+def digest_of(settings: object) -> str:
+    """Return a short name of some settings."""
+    return hashlib.blake2b(msgspec.json.encode(settings), digest_size=6).hexdigest()
 
 
 def recipe_of(row: Row, seed: int, epochs: int) -> Recipe:

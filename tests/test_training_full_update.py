@@ -254,7 +254,9 @@ def test_a_base_model_ends_where_it_is_told_to(lineage: Lineage) -> None:
     assert all(known > 0 for _, known in seen)
     assert stopped.meta.trained.epochs == 2
     shorter = msgspec.structs.replace(passes, epochs=2)
-    whole = lineage.train_base(msgspec.structs.replace(training, base=shorter))
+    seen.clear()
+    whole = lineage.train_base(msgspec.structs.replace(training, base=shorter), two)
+    assert [epoch for epoch, _ in seen] == [1, 2]  # the last one of the schedule, too
     for name, values in whole.arrays().items():
         np.testing.assert_array_equal(stopped.arrays()[name], values, err_msg=name)
 
