@@ -236,13 +236,13 @@ def test_shown_and_not_clicked_is_a_source_of_its_own(lineage: Lineage, passes: 
 def test_what_was_drawn_is_counted_as_it_went_through_a_step(
     lineage: Lineage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    drawn, step = [], Stepper.step
+    drawn, start = [], Stepper.start
 
-    def counting(self: Stepper, batch: Batch, generator: torch.Generator) -> float:
+    def counting(self: Stepper, batch: Batch, generator: torch.Generator) -> torch.Tensor:
         drawn.append([int((own.places >= 0).sum()) for own in batch.row_negatives])
-        return step(self, batch, generator)
+        return start(self, batch, generator)
 
-    monkeypatch.setattr(Stepper, "step", counting)
+    monkeypatch.setattr(Stepper, "start", counting)
     both = lineage.training(LOGGED, ShownNegativeSettings(weight=0.3, share=0.05))
     counts = lineage.full(lineage.base, DAYS[0], both).meta.negatives
     assert [counts["hard_drawn"], counts["shown_drawn"]] == np.sum(drawn, axis=0).tolist()

@@ -207,22 +207,22 @@ class BatchMaker:
         return History(rows, torch.from_numpy(past.offsets[:-1]))
 
     def _columns(self, indices: IntArray, items: Tensor, places: Tensor) -> Columns:
-        in_batch = self._example_log_probability[torch.from_numpy(indices)]
+        in_batch = self._negatives.in_batch
+        of_examples = self._example_log_probability[torch.from_numpy(indices)]
         uniform = self._log_probability[items[len(indices) :]]
         log_count = log_expected_count(
-            torch.cat([in_batch, uniform]),
-            num_in_batch=len(indices) if self._negatives.in_batch else 0,
+            torch.cat([of_examples, uniform]),
+            num_in_batch=len(indices) if in_batch else 0,
             num_uniform=self._schedule.uniform,
             num_corpus=len(self._corpus),
             correction=self._correction,
         )
-        negatives = items if self._negatives.in_batch else items[len(indices) :]
+        negatives = items if in_batch else items[len(indices) :]
         known = self._known.among(negatives, indices) if self._negatives.exclude_known else None
         columns = Columns(items, log_count, known)
         if not self._finds_hits:
             return columns
-        is_source = self._negatives.in_batch
-        hits = find_hits(columns, places[: len(items)], len(indices), in_batch=is_source)
+        hits = find_hits(columns, places[: len(items)], len(indices), in_batch=in_batch)
         return Columns(items, log_count, None, hits)
 
 
