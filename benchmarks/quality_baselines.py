@@ -32,7 +32,7 @@ def _als(alpha: float, regularization: float) -> AlsSettings:
 
 
 GRID: Final = tuple(
-    _als(alpha, regularization) for alpha in (3.0, 10.0, 40.0) for regularization in (1.0, 10.0)
+    _als(alpha, regularization) for alpha in (10.0, 40.0, 160.0) for regularization in (10.0, 100.0)
 )
 BASELINES: Final = (Baseline("popularity", (None,)), Baseline("ALS (implicit)", GRID))
 
