@@ -12,8 +12,8 @@ import torch
 from test_training_device import examples_of, train, training_of
 from tiny_checkpoint import tiny_checkpoint
 from twotower.checkpoint import Checkpoint
+from twotower.model.lanes import run_in_lanes
 from twotower.model.settings import HistoryTable
-from twotower.training import step
 
 
 def state_with(table: HistoryTable) -> Checkpoint:
@@ -58,13 +58,12 @@ def test_a_row_moves_by_what_both_sides_learn() -> None:
 
 def test_the_two_sides_take_turns_on_one_table(monkeypatch: pytest.MonkeyPatch) -> None:
     lanes: list[int] = []
-    original = step.run_in_lanes
 
     def counting(parts: Any) -> Any:
         lanes.append(len(parts))
-        return original(parts)
+        return run_in_lanes(parts)
 
-    monkeypatch.setattr(step, "run_in_lanes", counting)
+    monkeypatch.setattr("twotower.training.step.run_in_lanes", counting)
     train(state_with("item_id"), training_of())
     assert lanes == []
     train(state_with("own"), training_of())
