@@ -108,7 +108,7 @@ def measure_set(
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Curves of the engines on a set, and the costs of our layer on its Faiss IVF index."""
     scan, exact = exact_curve(found, K)
-    rows, figures = list(scan.rows), exact_costs(scan.index, found.vectors, found.queries)
+    rows, figures = list(scan.rows), exact_costs(scan.engine, found.vectors, found.queries)
     for engine in engines:
         curve = try_curve(engine, found, exact)
         if not isinstance(curve, Curve):
@@ -116,7 +116,7 @@ def measure_set(
             continue
         rows += curve.rows
         if engine == "faiss_ivf":
-            index = cast(FrozenIndex, curve.index)
+            index = cast(FrozenIndex, curve.engine)
             figures |= layer_costs(index, found.vectors, found.queries)
             figures |= filter_costs(index, found.vectors, found.queries)
             about = {"set": found.name, "items": len(found.vectors), "effort": index.effort}

@@ -40,7 +40,7 @@ class Curve(NamedTuple):
     """The rows of one engine, and its index set to the first effort that reaches 0.95."""
 
     rows: list[dict[str, Any]]
-    index: VectorIndex
+    engine: VectorIndex
 
 
 def left_out(name: str, found: SearchSet, why: str) -> dict[str, Any]:
