@@ -134,7 +134,7 @@ def test_a_manifest_of_another_kind_is_refused(tmp_path: Path) -> None:
     manifest = write_log(tmp_path, [5, 8])
     folder = examples_path(tmp_path)
     for wrong, message in (
-        (msgspec.structs.replace(manifest, format_version=2), "format version 2"),
+        (msgspec.structs.replace(manifest, format_version=3), "format version 3"),
         (msgspec.structs.replace(manifest, shards=manifest.shards[:1]), "without a hole"),
         (
             msgspec.structs.replace(

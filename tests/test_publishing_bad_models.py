@@ -44,6 +44,7 @@ LARGE = Size(users=400, items=400, impressions=8000)
 GATES = """
 [publishing.gates]
 holdout_max_share = 0.3
+max_search_us = 60_000_000
 """
 Spoil = Callable[[Checkpoint], None]
 
