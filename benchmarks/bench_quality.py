@@ -4,9 +4,9 @@
 
 The split that NGCF, LightGCN and BARS-Match report on (`train.txt.gz`, `test.txt.gz`, a user with
 his items a line) is not part of this project. All items are ranked for each user, his train items
-left out; Recall@20 and NDCG@20 are means over users. A tenth of the train pairs is held out for
-every choice; the number of epochs is that of the best held-out Recall@20. The test is scored once
-a row and seed, by a model of all train pairs and that number of epochs. Every run is a file in
+left out; Recall@20 and NDCG@20 are means over users. A tenth of each user's train pairs is held out
+for every choice; the number of epochs is that of the best held-out Recall@20. The test is scored
+once a row and seed, by a model of all train pairs and that number of epochs. Every run is a file in
 `--runs`, so a stopped benchmark goes on. `--choose` scores the held-out pairs alone; `--quick` is
 the main row with one seed.
 """

@@ -53,7 +53,7 @@ class Split(NamedTuple):
 
 
 def open_split(source: Path, work: Path, name: str) -> Split:
-    """Return the split `validation` (a tenth of every train pair, asked) or `test`.
+    """Return the split `validation` (a tenth of each user's train pairs, asked) or `test`.
 
     Args:
         source: holds `train.txt.gz` and `test.txt.gz`.
@@ -76,7 +76,7 @@ def write_split(source: Path, folder: Path, name: str) -> None:
     train, test = read_pairs(source / "train.txt.gz"), read_pairs(source / "test.txt.gz")
     known, asked = train, test
     if name == "validation":
-        is_asked = np.random.default_rng(0).random(len(train)) < HELD_OUT
+        is_asked = held_out(train[:, 0])
         known, asked = train[~is_asked], train[is_asked]
     folder.mkdir(parents=True, exist_ok=True)
     seconds = int(np.datetime64(DAY, "s").astype(np.int64))
@@ -89,6 +89,21 @@ def write_split(source: Path, folder: Path, name: str) -> None:
         "user_id", maintain_order=True
     ).agg(items=pl.col("item").str.join(" ")).write_parquet(folder / "known.parquet")
     (folder / "twotower.toml").write_text(CONFIG.format(folder=folder, day=DAY), encoding="utf-8")
+
+
+def held_out(users: Any) -> Any:
+    """Return which pairs are held out, `bool[n]`: a tenth of each user's, rounded up.
+
+    As in the test, so every user is asked about; of pairs drawn from all, most are those of users
+    with long lists, and settings that suit those alone would be chosen.
+    """
+    drawn = np.random.default_rng(0).random(len(users))
+    order = np.lexsort([drawn, users])
+    _, first, counts = np.unique(users[order], return_index=True, return_counts=True)
+    rank = np.arange(len(users)) - np.repeat(first, counts)
+    is_held_out = np.zeros(len(users), np.bool_)
+    is_held_out[order] = rank < np.repeat(np.ceil(HELD_OUT * counts), counts)
+    return is_held_out
 
 
 def read_pairs(path: Path) -> Any:

@@ -64,6 +64,13 @@ ROWS: Final = (
     Row("pairwise logistic", {"loss": "pairwise_logistic"}),
     Row("pointwise", {"loss": "pointwise"}),
     Row("2,048 uniform", {"base": {"uniform": 2048}}),
+    Row(
+        "16,384 uniform, 16 epochs, rate 0.4, user IDs hidden on 0.3",
+        {
+            "base": {"uniform": 16384, "epochs": 16, "table_learning_rate": 0.4},
+            "id_dropout": {"user": 0.3},
+        },
+    ),
     Row("history table of its own", {}, {"history_table": "own"}),
     Row("towers that begin at random", {}, {"linear_start": "random"}),
     Row("history none", {}, {"history_length": 0}),

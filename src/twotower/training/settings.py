@@ -173,7 +173,7 @@ class TrainingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     """Threads of arithmetic, 0 for PyTorch's choice; the last bits of a result depend on it."""
     device: DeviceName = "cpu"
     """Where the base model and full updates do their arithmetic; auto: CUDA where there is a device
-    for it, else the CPU. CUDA has not been run on a device yet: try it beside the CPU first. Draws
+    for it, else the CPU. CUDA was run on one kind of GPU only, see docs/performance.md. Draws
     are the same on both, results to rounding, and on CUDA two runs too. Increments, whose batches
     are small, stay on the CPU."""
     base: PassSettings = PassSettings(epochs=3, batch_size=1024)
