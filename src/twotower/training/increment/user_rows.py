@@ -3,7 +3,8 @@
 The same loss, negatives and rows as `Stepper` over `BatchMaker`, to rounding, for the one case that
 runs all day: the listwise loss with the batch as a source of negatives. Nothing is recorded for
 autograd, nothing is hidden, no column is merged, and what all steps share is looked up once: at
-mini-batches of 512 that overhead is most of a step.
+mini-batches of 512 that overhead is most of a step. So is the sharing of it between threads: a pass
+takes one.
 Legend: `B` examples of a step, `U` uniform items, `C = B + U` columns, `D` vector dimension.
 """
 
@@ -73,9 +74,17 @@ class UserRowsPass:
         negatives = training.negatives
         return training.loss == "listwise" and negatives.in_batch and negatives.correct_positive
 
-    @torch.no_grad()
     def step(self, start: int, end: int, generator: torch.Generator) -> float:
-        """Take the step of the examples `start` to `end`; return its loss."""
+        """Take the step of the examples `start` to `end`, on one thread; return its loss."""
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return self._step(start, end, generator)
+        finally:
+            torch.set_num_threads(threads)
+
+    @torch.no_grad()
+    def _step(self, start: int, end: int, generator: torch.Generator) -> float:
         for _ in range(2):
             torch.rand(end - start, generator=generator)  # what a batch draws to hide users
         uniform = draw_uniform(self._corpus, self._settings.uniform, generator)
