@@ -93,23 +93,7 @@ def _torch_sparse_adagrad(threads: int, device: str) -> tuple[Stepper, dict[str,
     users = Tower(workload.NUM_USERS, workload.USER_CARDINALITIES).to(device)
     items = Tower(workload.NUM_ITEMS, workload.ITEM_CARDINALITIES).to(device)
     optimizer = torch.optim.Adagrad([*users.parameters(), *items.parameters()], lr=0.02)
-    columns = {name: torch.from_numpy(values) for name, values in _columns().items()}
-    target, turn = torch.arange(workload.BATCH, device=device), _Turns()
-
-    def steps(count: int) -> int:
-        for part in turn.take(count):
-            batch = {name: values[part].to(device) for name, values in columns.items()}
-            user_vectors = users(batch["user"], batch["user_features"])
-            item_vectors = items(batch["item"], batch["item_features"])
-            logits = user_vectors @ item_vectors.T / workload.TEMPERATURE
-            loss = functional.cross_entropy(logits - batch["log_probability"], target)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        loss.item()  # waits for the last one
-        return count * workload.BATCH
-
-    steps(2)
+    steps = _plain_steps(torch, users, items, optimizer, device)
     return steps, {"version": torch.__version__}
 
 
@@ -152,6 +136,12 @@ def _torchrec(threads: int, device: str) -> tuple[Stepper, dict[str, Any]]:
     users = Tower(workload.NUM_USERS, workload.USER_CARDINALITIES)
     items = Tower(workload.NUM_ITEMS, workload.ITEM_CARDINALITIES)
     adam = torch.optim.Adam([*users.dense.parameters(), *items.dense.parameters()])
+    steps = _plain_steps(torch, users, items, adam, device)
+    return steps, {"version": torchrec.__version__}
+
+
+def _plain_steps(torch: Any, users: Any, items: Any, optimizer: Any, device: str) -> Stepper:
+    """Steps of two towers of PyTorch by cross-entropy over all logits; two are taken already."""
     columns = {name: torch.from_numpy(values) for name, values in _columns().items()}
     target, turn = torch.arange(workload.BATCH, device=device), _Turns()
 
@@ -161,15 +151,15 @@ def _torchrec(threads: int, device: str) -> tuple[Stepper, dict[str, Any]]:
             user_vectors = users(batch["user"], batch["user_features"])
             item_vectors = items(batch["item"], batch["item_features"])
             logits = user_vectors @ item_vectors.T / workload.TEMPERATURE
-            loss = functional.cross_entropy(logits - batch["log_probability"], target)
-            adam.zero_grad()
+            loss = torch.nn.functional.cross_entropy(logits - batch["log_probability"], target)
+            optimizer.zero_grad()
             loss.backward()
-            adam.step()
+            optimizer.step()
         loss.item()  # waits for the last one
         return count * workload.BATCH
 
     steps(2)
-    return steps, {"version": torchrec.__version__}
+    return steps
 
 
 def _tfrs(threads: int, _device: str, *, masked: bool) -> tuple[Stepper, dict[str, Any]]:

@@ -69,13 +69,9 @@ def weigh(
     bound = scaled.norm(dim=1).max() * vectors.norm(dim=1).max()
     spread = own_log_factor.abs().max() - log_weight.min()
     is_bounded = _can_bound(scaled) and bool(bound + spread <= _MAX_EXPONENT)
-    weight = log_weight.exp() if is_bounded else torch.ones_like(log_weight)
-    return ColumnTable(
-        vectors.T.contiguous(), vectors * weight[:, None], weight,
-        None if is_bounded else log_weight, highest,
-        columns.hits or find_hits(columns, places, len(scaled), in_batch=True),
-        own=OwnVectors(own, own_log_factor.exp() if is_bounded else own_log_factor),
-    )  # fmt: skip
+    hits = columns.hits or find_hits(columns, places, len(scaled), in_batch=True)
+    factors = OwnVectors(own, own_log_factor.exp() if is_bounded else own_log_factor)
+    return _table(vectors, log_weight, highest, hits, is_bounded)._replace(own=factors)
 
 
 def weigh_each(scaled: Tensor, vectors: Tensor, columns: Columns) -> ColumnTable:
@@ -92,14 +88,10 @@ def weigh_each(scaled: Tensor, vectors: Tensor, columns: Columns) -> ColumnTable
     log_weight = -columns.log_count - highest
     bound = scaled.norm(dim=1).max() * vectors.norm(dim=1).max() - log_weight.min()
     is_bounded = _can_bound(scaled) and bool(bound <= _MAX_EXPONENT)
-    weight = log_weight.exp() if is_bounded else torch.ones_like(log_weight)
     own = torch.arange(len(scaled), device=scaled.device)
     rows, items = _rows_and_items(columns, own)
-    return ColumnTable(
-        vectors.T, vectors * weight[:, None], weight,
-        None if is_bounded else log_weight, highest,
-        columns.hits or Hits(*columns_holding(rows, items, columns.items, own)),
-    )  # fmt: skip
+    hits = columns.hits or Hits(*columns_holding(rows, items, columns.items, own))
+    return _table(vectors, log_weight, highest, hits, is_bounded)
 
 
 def weigh_uniform(
@@ -121,13 +113,18 @@ def weigh_uniform(
     bound = scaled.norm(dim=1).max() * own_vectors.norm(dim=1).max() - log_weight.min()
     most = torch.maximum(bound, (positives - highest).abs().max())
     is_bounded = _can_bound(scaled) and bool(most <= _MAX_EXPONENT)
+    hits = columns.hits or find_hits(columns, places, len(scaled), in_batch=False)
+    table = _table(own_vectors, log_weight, highest, hits, is_bounded)
+    return table._replace(positives=positives)
+
+
+def _table(
+    vectors: Tensor, log_weight: Tensor, highest: Tensor, hits: Hits, is_bounded: bool
+) -> ColumnTable:
+    """Return vectors with their weights, as products where bounded, else to be added to logits."""
     weight = log_weight.exp() if is_bounded else torch.ones_like(log_weight)
-    return ColumnTable(
-        own_vectors.T.contiguous(), own_vectors * weight[:, None], weight,
-        None if is_bounded else log_weight, highest,
-        columns.hits or find_hits(columns, places, len(scaled), in_batch=False),
-        positives=positives,
-    )  # fmt: skip
+    weighted, shifts = vectors * weight[:, None], None if is_bounded else log_weight
+    return ColumnTable(vectors.T.contiguous(), weighted, weight, shifts, highest, hits)
 
 
 def find_hits(columns: Columns, places: Tensor, num_rows: int, *, in_batch: bool) -> Hits:
