@@ -42,7 +42,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from bench_overload import K, Load
 from bench_search import commit
 from serving_project import USERS, RunningServer, running_server, write_project
-from test_serving_day import publish_delta
+from test_serving_day import publish_delta, wait_delta
 from tiny_checkpoint import tiny_checkpoint
 from twotower.data.ids import Id
 from twotower.index.settings import IndexSettings
@@ -171,12 +171,6 @@ def publish_all(staged: Staged, server: RunningServer) -> list[float]:
             server.wait_ready(staged.store.roll_back().sequence)
             wait_delta(server, DELTAS)
     return taken
-
-
-def wait_delta(server: RunningServer, delta: int) -> None:
-    """Wait until the worker answers from a delta."""
-    while {worker["delta"] for worker in server.readiness()["workers"]} != {delta}:
-        time.sleep(0.02)
 
 
 def checked(seen: Sequence[Seen], expected: Expected) -> dict[str, int]:
