@@ -2,8 +2,9 @@
 
 The task is that of the training benchmarks: a million users, 200,000 items, four features a side.
 An event is one joined positive: its IDs are looked up, its user is bounded, its item counted, and
-its step taken. Beside it stands one pass of the same arithmetic without anything around it, on the
-same machine in the same run: scores against the step's items, their softmax, the gradient.
+its step taken. Beside it stand, on the same machine in the same run, the usual way to do it in
+PyTorch, which has the batch's negatives alone, and one pass of the same arithmetic without anything
+around it: scores against the step's items, their softmax, the gradient.
 A delta of 100,000 rows is taken from the tables, written and fsynced, read back and laid over an
 answering generation's rows; beside it stands the same number of bytes in one file, fsynced.
 """
@@ -22,6 +23,7 @@ import numpy as np
 import torch
 
 import training_workload as workload
+from stream_increment_peer import sparse_adagrad
 from training_state import make_state, training_settings
 from twotower.checkpoint import Checkpoint
 from twotower.data.example_log import JoinedExamples, no_examples
@@ -54,10 +56,17 @@ def increment(folder: Path) -> dict[str, float | str | None]:
         ("increment_events_per_s", default),
         ("increment_events_per_s_1024", changed(default, batch_size=1024)),
         ("increment_events_per_s_in_batch", changed(default, uniform=0)),
+        ("increment_events_per_s_in_batch_1024", changed(default, uniform=0, batch_size=1024)),
         ("increment_events_per_s_user_and_item", changed(default, rows="user_and_item")),
     ):
         update = IncrementalUpdate(base, settings, training_settings(THREADS), item_vectors=vectors)
         figures[name] = statistics.median(learn(update, task))
+    steps = NUM_EVENTS // default.batch_size
+    peer = statistics.median(sparse_adagrad(task, default.batch_size, steps) for _ in range(ROUNDS))
+    figures["increment_torch_sparse_adagrad_per_s"] = peer
+    figures["increment_times_torch_sparse_adagrad"] = (
+        float(figures["increment_events_per_s_in_batch"] or 0.0) / peer
+    )
     figures["increment_arithmetic_per_s"] = arithmetic(default)
     return figures | delta(folder, base)
 

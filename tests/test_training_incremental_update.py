@@ -255,6 +255,21 @@ def test_user_rows_learn_alone_what_they_learn_with_everything_around(
     )
 
 
+def test_lanes_change_the_rows_of_a_step_by_rounding_alone() -> None:
+    base, threads = tiny_checkpoint(), torch.get_num_threads()
+    found = []
+    for lanes in (1, 3):
+        training = msgspec.structs.replace(TRAINING, threads=lanes)
+        update = IncrementalUpdate(base, settings(), training)
+        loss = update.learn(random_stream(90)).loss
+        found.append((loss, update.state.model.tables["user_id"].weight.numpy()))
+        assert torch.get_num_threads() == lanes, "the setting outlives the pass"
+    torch.set_num_threads(threads)
+    (loss, weight), (loss_in_lanes, weight_in_lanes) = found
+    assert loss_in_lanes == pytest.approx(loss, rel=1e-5)
+    np.testing.assert_allclose(weight_in_lanes, weight, rtol=1e-4, atol=1e-5)
+
+
 def test_a_user_teaches_so_much_an_hour_and_no_more() -> None:
     base = tiny_checkpoint()
     users = external_ids("int", "user", 12)

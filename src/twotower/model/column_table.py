@@ -13,7 +13,7 @@ from torch import Tensor
 from twotower.model.logits import Columns, Hits
 from twotower.model.negatives import columns_holding
 
-__all__ = ["ColumnTable", "OwnVectors", "find_hits", "weigh", "weigh_each", "weigh_uniform"]
+__all__ = ["ColumnTable", "OwnVectors", "find_hits", "weigh", "weigh_uniform"]
 
 _MAX_EXPONENT: Final = 75.0
 """`exp` of it, summed over a batch, and its inverse are normal numbers of float32."""
@@ -72,26 +72,6 @@ def weigh(
     hits = columns.hits or find_hits(columns, places, len(scaled), in_batch=True)
     factors = OwnVectors(own, own_log_factor.exp() if is_bounded else own_log_factor)
     return _table(vectors, log_weight, highest, hits, is_bounded)._replace(own=factors)
-
-
-def weigh_each(scaled: Tensor, vectors: Tensor, columns: Columns) -> ColumnTable:
-    """Return the vectors of a batch that is a source of negatives, each column by itself.
-
-    The positives are corrected like every column, so they need no weight of their own.
-
-    Args:
-        scaled: see `weigh`.
-        vectors: `[C, D]`; row `i`'s positive is column `i`.
-        columns: see `weigh`.
-    """
-    highest = (-columns.log_count).max()
-    log_weight = -columns.log_count - highest
-    bound = scaled.norm(dim=1).max() * vectors.norm(dim=1).max() - log_weight.min()
-    is_bounded = _can_bound(scaled) and bool(bound <= _MAX_EXPONENT)
-    own = torch.arange(len(scaled), device=scaled.device)
-    rows, items = _rows_and_items(columns, own)
-    hits = columns.hits or Hits(*columns_holding(rows, items, columns.items, own))
-    return _table(vectors, log_weight, highest, hits, is_bounded)
 
 
 def weigh_uniform(

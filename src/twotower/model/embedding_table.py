@@ -167,7 +167,8 @@ class EmbeddingTable:
         """
         if self.touched is not None:
             moves = self.touched.may_move(rows)
-            rows, gradient = rows[moves], gradient[moves]
+            if not moves.all():
+                rows, gradient = rows[moves], gradient[moves]
             self.touched.note(rows)
         self.accumulator.index_add_(0, rows, gradient.square().mean(1))
         accumulator = self.accumulator.index_select(0, rows)

@@ -38,6 +38,10 @@ class Folded(NamedTuple):
         skip = None if self.skip is None else self.skip.index_select(0, rows)
         return Folded(self.first.index_select(0, rows), skip)
 
+    def between(self, start: int, end: int) -> Folded:
+        """Return those of a run of inputs."""
+        return Folded(self.first[start:end], None if self.skip is None else self.skip[start:end])
+
     @staticmethod
     def joined(parts: list[Folded]) -> Folded:
         """Return several, at least one, as one."""
@@ -102,7 +106,7 @@ class FoldedTower:
             outer = (gradient - along * vectors).div_(length)
             inner: Tensor = outer
             for layer, active in zip(reversed(self._others), reversed(passed), strict=True):
-                inner = (inner @ layer.weight).masked_fill_(active == 0, 0.0)
+                inner = torch.ops.aten.threshold_backward(inner @ layer.weight, active, 0)
             ids_gradient: Tensor = inner @ self._id_weight.T
             if self._id_skip is not None:
                 ids_gradient.addmm_(outer, self._id_skip.T)

@@ -28,16 +28,21 @@ def num_lanes() -> int:
     return min(torch.get_num_threads(), MAX_LANES)
 
 
-def run_in_lanes(parts: Sequence[Callable[[], T]]) -> list[T]:
+def run_in_lanes(parts: Sequence[Callable[[], T]], threads: int | None = None) -> list[T]:
     """Run the parts at once and return their results in order; none may depend on another.
 
     The same parts and thread count give the same bits: which lane ran a part changes nothing.
     Fewer parts than threads share them evenly. Gradients are recorded as they are outside.
+
+    Args:
+        parts: what to run.
+        threads: to share, those of PyTorch where none are given.
     """
-    lanes = min(num_lanes(), len(parts))
+    threads = threads or torch.get_num_threads()
+    lanes = min(threads, MAX_LANES, len(parts))
     if lanes == 1:
         return [part() for part in parts]
-    executor = _running(lanes, torch.get_num_threads())
+    executor = _running(lanes, threads)
     is_recorded = torch.is_grad_enabled()
     futures = [executor.submit(_run, part, is_recorded) for part in parts]
     return [future.result() for future in futures]
@@ -65,7 +70,7 @@ def _running(lanes: int, threads: int) -> ThreadPoolExecutor:
 @cache
 def _start(lanes: int, threads: int) -> _Lanes:
     """Start threads in which PyTorch splits an operation over their share of `threads`."""
-    all_started = threading.Barrier(lanes)
+    before, all_started = torch.get_num_threads(), threading.Barrier(lanes)
     executor = ThreadPoolExecutor(lanes, "lane")
 
     def begin() -> threading.Thread:
@@ -77,5 +82,5 @@ def _start(lanes: int, threads: int) -> _Lanes:
     begun = [executor.submit(begin) for _ in range(lanes)]
     workers = [future.result() for future in begun]
     # The setting is each thread's own, but threads started later begin with the last one.
-    torch.set_num_threads(threads)
+    torch.set_num_threads(before)
     return _Lanes(executor, workers)

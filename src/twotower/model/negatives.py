@@ -72,14 +72,15 @@ def log_expected_count(
     num_corpus: int,
     correction: str,
 ) -> Tensor:
-    """Return the log of each column's expected count, `[C]`: what its logit is corrected by.
+    """Return the log of each column's expected count, `[.., C]`: what its logit is corrected by.
 
     An item can come from either source, so under `mixture` every column is corrected by
     `log(B p + U / N)`, whichever source it came from (Yang et al. 2020, mixed negative
     sampling); under `per_source` in-batch columns by `log(B p)` and uniform ones by `log(U / N)`.
 
     Args:
-        log_probability: `[C]`, log `p` of each column's item among examples, in-batch ones first.
+        log_probability: `[.., C]`, log `p` of each column's item among examples, first those of
+            the batch.
         num_in_batch: `B`, 0 when the batch is no source.
         num_uniform: `U`.
         num_corpus: `N`.
@@ -94,7 +95,7 @@ def log_expected_count(
     if correction == "mixture":
         return torch.logaddexp(in_batch, torch.full_like(in_batch, uniform))
     counts = in_batch.clone()
-    counts[len(counts) - num_uniform :] = uniform
+    counts[..., counts.shape[-1] - num_uniform :] = uniform
     return counts
 
 

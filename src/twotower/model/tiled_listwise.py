@@ -27,11 +27,11 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch import Tensor
 
-from twotower.model.column_table import ColumnTable, weigh, weigh_each, weigh_uniform
+from twotower.model.column_table import ColumnTable, weigh, weigh_uniform
 from twotower.model.lanes import num_lanes, run_in_lanes
 from twotower.model.logits import Columns, LogitRules
 
-__all__ = ["listwise_of_constants", "tiled_listwise"]
+__all__ = ["tiled_listwise"]
 
 _TILE_LOGITS: Final = 2**19
 """Two megabytes of float32, which stay in the cache of a core."""
@@ -61,28 +61,6 @@ def tiled_listwise(
     share = weight / weight.sum()
     loss: Tensor = _TiledListwise.apply(users, vectors, places, columns, rules, share)  # type: ignore[no-untyped-call]
     return loss
-
-
-def listwise_of_constants(
-    users: Tensor, vectors: Tensor, columns: Columns, rules: LogitRules, weight: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return the loss of `tiled_listwise` and its gradient for the users, `[]` and `[B, D]`.
-
-    For item vectors that do not move, one a column: nothing is recorded, and nothing merged.
-
-    Args:
-        users: `[B, D]`.
-        vectors: `[C, D]`; row `i`'s positive is column `i`.
-        columns: what the columns hold.
-        rules: settings; all negatives are used, the batch's among them, and positives corrected.
-        weight: `[B]`.
-    """
-    share = weight / weight.sum()
-    scaled, own_vectors = users / rules.temperature, vectors[: len(users)]
-    found = _run(weigh_each(scaled, vectors, columns), scaled, share, wants_items=False)
-    gradient = found.user_gradient.addcmul_(own_vectors, share[:, None], value=-1)
-    positives = (scaled * own_vectors).sum(1) - columns.log_count[: len(users)]
-    return ((found.log_total - positives) * share).sum(), gradient.div_(rules.temperature)
 
 
 class _TiledListwise(torch.autograd.Function):

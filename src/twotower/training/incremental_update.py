@@ -9,7 +9,7 @@ lives as long as its base: the next full update starts from the last full model 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
@@ -213,25 +213,27 @@ class IncrementalUpdate:
         if self._training.threads:
             torch.set_num_threads(self._training.threads)
         examples, size = noted.examples, self.settings.batch_size
-        step = self._steps(noted)
-        generator, total_loss = torch.Generator(), 0.0
-        for start in range(0, len(examples), size):
-            end = min(start + size, len(examples))
-            offset = int(examples.event_id[start])
-            generator.manual_seed(mix_seeds(self._training.seed, _STREAM, offset))
-            loss = step(start, end, generator)
-            self.watch.check(loss, offset)
-            total_loss += loss * (end - start)
+        total_loss = 0.0
+        for start, loss in zip(range(0, len(examples), size), self._losses(noted), strict=True):
+            self.watch.check(loss, int(examples.event_id[start]))
+            total_loss += loss * (min(start + size, len(examples)) - start)
         return total_loss / len(examples)
 
-    def _steps(self, noted: Noted) -> Callable[[int, int, torch.Generator], float]:
-        """Return what takes the step of the examples from a start to an end."""
+    def _losses(self, noted: Noted) -> Iterator[float]:
+        """Take one step after the other, each when its loss is asked for."""
         settings, training, state = self.settings, self._training, self.state
-        folded = self._inputs.of(noted.examples) if self._adam is None else None
+        examples, generator = noted.examples, torch.Generator()
+        folded = self._inputs.of(examples) if self._adam is None else None
         items = None if self._items is None else self._items.values
+
+        def seeded(start: int) -> torch.Generator:
+            offset = int(examples.event_id[start])
+            return generator.manual_seed(mix_seeds(training.seed, _STREAM, offset))
+
         if items is not None and folded is not None and UserRowsPass.serves(training):
             sides = (folded.user_tower, folded.users)
-            return UserRowsPass(state, noted, training, settings, items, *sides).step
+            yield from UserRowsPass(state, noted, training, settings, items, *sides).losses(seeded)
+            return
         schedule = PassSettings(
             batch_size=settings.batch_size,
             uniform=settings.uniform,
@@ -239,7 +241,7 @@ class IncrementalUpdate:
         )
         maker = BatchMaker(
             state,
-            noted.examples,
+            examples,
             noted.log_probability,
             training,
             schedule,
@@ -247,11 +249,9 @@ class IncrementalUpdate:
             folded=folded,
         )
         stepper = Stepper(state.model, self._adam, training, schedule, folded)
-
-        def step(start: int, end: int, generator: torch.Generator) -> float:
-            return stepper.step(maker.make(np.arange(start, end), generator), generator)
-
-        return step
+        for start in range(0, len(examples), settings.batch_size):
+            rows = np.arange(start, min(start + settings.batch_size, len(examples)))
+            yield stepper.step(maker.make(rows, seeded(start)), generator)
 
     def _check_follows(self, offsets: IntArray) -> None:
         if len(offsets) and (offsets[0] < self.offset or (np.diff(offsets) <= 0).any()):
