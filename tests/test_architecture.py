@@ -110,6 +110,7 @@ ENGINES: Final[dict[str, tuple[str, ...]]] = {
     ),
     "pyarrow": ("data",),
     "pymilvus": ("index.milvus_server",),
+    "redis": ("serving.redis_profiles",),
     "rich": ("cli",),
     "safetensors": ("checkpoint", "training.resume", "training.increment.journal"),
     "scann": ("index.scann",),

@@ -45,6 +45,7 @@ HEALTHY: Series = {
     "twotower_unknown_users_total": (0, 4_000),
     "twotower_retrieve_items_returned_count": (0, 100_000),
     "twotower_index_lost_searches_total": (7, 7),
+    'twotower_profile_store_failures_total{reason="timeout"}': (7, 50),
     "twotower_join_lag_events": (200_000, 150_000),
     'twotower_unreadable_files{part="examples"}': (0, 0),
 }
@@ -66,6 +67,7 @@ FAULTS: dict[str, Series] = {
         'twotower_http_requests_total{route="/v1/retrieve",code="503"}': (0, 300),
     },
     "TwotowerUnknownUsersJump": {"twotower_unknown_users_total": (0, 20_000)},
+    "TwotowerProfilesLost": {'twotower_profile_store_failures_total{reason="timeout"}': (7, 700)},
     "TwotowerIndexLost": {"twotower_index_lost_searches_total": (7, 8)},
     "TwotowerEventsRejected": {'twotower_events_rejected_total{reason="invalid"}': (100, 9_000)},
     "TwotowerJoinBehind": {"twotower_join_lag_events": (150_000, 200_000)},

@@ -71,7 +71,8 @@ def live_day(folder: Path) -> Path:
     write_manifest(
         examples_path(data_path), ExampleManifest(user_id_kind="int", item_id_kind="int")
     )
-    return write_project(folder)
+    nobody = '[serving.profiles]\nstore = "redis"\nurl = "redis://127.0.0.1:1/0"'
+    return write_project(folder, more=nobody)
 
 
 @pytest.fixture(scope="module")

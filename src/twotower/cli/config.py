@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+import re
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -18,6 +19,9 @@ EffectiveOption = Annotated[
     bool, typer.Option("--effective", help="Show the defaults of what nobody set, too.")
 ]
 OriginOption = Annotated[bool, typer.Option("--origin", help="Show where each setting came from.")]
+
+_PASSWORD: Final = re.compile(r"(://[^/@:]*:).*(?=@)|([?&]password=)[^&]*")
+"""Of a URL: `redis://user:PASSWORD@host`."""
 
 _config = typer.Typer(no_args_is_help=True)
 
@@ -61,7 +65,7 @@ def show(
     from twotower.config import effective_settings, layered_settings, load_project
 
     project, layered = load_project(config), layered_settings(config)
-    values = effective_settings(project) if effective else layered.values
+    values = _shown(effective_settings(project) if effective else layered.values)
     origins = {
         ".".join(map(_key, path)): _origin_of(path, layered.origins) for path, _ in _leaves(values)
     }
@@ -72,6 +76,17 @@ def show(
         name = ".".join(map(_key, path))
         line = f"# {name} is not set" if value is None else f"{name} = {_text(value)}"
         output.console.print(f"{line}  # {origins[name]}" if origin else line, markup=False)
+
+
+def _shown(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings without the passwords of their URLs."""
+    return {name: _without_password(value) for name, value in values.items()}
+
+
+def _without_password(value: Any) -> Any:
+    if isinstance(value, dict):
+        return _shown(value)
+    return _PASSWORD.sub(r"\1\2***", value) if isinstance(value, str) else value
 
 
 def _leaves(values: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[Any, Any]]:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from twotower.config import Project
+    from twotower.data.ids import Id
+    from twotower.serving.profiles import StoredProfile
     from twotower.serving.retriever import Answer, Retriever
 
 __all__ = ["register"]
@@ -53,9 +55,15 @@ def retrieve(
     from twotower.config import load_project
 
     profile = _parse_features(features)
-    retriever = _as_served(load_project(config), generation)
+    project = load_project(config)
+    retriever = _as_served(project, generation)
     answer = retriever.retrieve(
-        user, k, features=profile, recent=recent or None, include_seen=include_seen
+        user,
+        k,
+        features=profile,
+        recent=recent or None,
+        include_seen=include_seen,
+        stored=_stored(project, retriever.encoder.users.normal(user)),
     )
     if as_json:
         output.emit_json(answer)
@@ -75,6 +83,15 @@ def _as_served(project: Project, generation: str | None) -> Retriever:
     for problem in day.problems.values():
         output.print_error(problem)
     return retriever
+
+
+def _stored(project: Project, user: Id) -> StoredProfile:
+    """Return the profile that a server would find."""
+    import asyncio
+
+    from twotower.serving.profiles import look_up_one
+
+    return asyncio.run(look_up_one(project.serving.profiles, user))
 
 
 def _parse_features(text: str | None) -> dict[str, Any] | None:

@@ -68,6 +68,7 @@ class FeatureSpec:
         """The fields of the column pairs of `numeric`, in order."""
         self.listed = tuple(field for field in fields if field.role == "multi")
         """The fields of the middle axis of `multi`, in order."""
+        self.field_names = frozenset(field.name for field in fields)
         self._rows = {f.name: dict(zip(f.values, f.rows, strict=True)) for f in fields}
         self._values = {row: v for f in fields for v, row in zip(f.values, f.rows, strict=True)}
 

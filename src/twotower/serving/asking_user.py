@@ -16,6 +16,7 @@ from twotower.data.schema import EncodedFeatures
 from twotower.publishing.encoding import Encoder
 from twotower.serving.known_items import KnownItems
 from twotower.serving.overlay import Overlay
+from twotower.serving.profiles import OF_GENERATION, StoredProfile
 from twotower.serving.user_state import NO_ACTIONS, UserActions, UserEvents
 
 __all__ = ["AskingUser", "KnownUsers", "joined"]
@@ -58,7 +59,11 @@ class KnownUsers:
         self._history_length = overlay.base.generation.manifest.history_length
 
     def asking(
-        self, user_id: Id, features: Mapping[str, object], recent: Sequence[Id] | None
+        self,
+        user_id: Id,
+        features: Mapping[str, object],
+        recent: Sequence[Id] | None,
+        stored: StoredProfile = OF_GENERATION,
     ) -> AskingUser:
         """Return the user of a request; arguments as for `Retriever.retrieve`.
 
@@ -69,7 +74,7 @@ class KnownUsers:
         user = self._encoder.users.stored_form([user_id])
         position = self._encoder.users.position_of(user)
         embedding = self._overlay.user_embedding(user)
-        profile, notes = self._profile(position, features)
+        profile, notes = self._profile(position, features, stored)
         actions = NO_ACTIONS if self._state is None else self._state.of(user)
         clicks, unknown_clicks = self._recent(position, actions, recent)
         degraded = ["unknown_user"] if position < 0 and embedding is None else []
@@ -79,13 +84,20 @@ class KnownUsers:
         return AskingUser(position, embedding, profile, clicks, actions, degraded)
 
     def _profile(
-        self, position: int, features: Mapping[str, object]
+        self, position: int, features: Mapping[str, object], stored: StoredProfile
     ) -> tuple[EncodedFeatures, list[str]]:
         """Return the features of a user, and which of them say nothing.
 
         Of a user that nobody knows and of whom nothing was said, that is clear without a list.
         """
-        profile, notes = self._encoder.profile(position, features)
+        if stored.values is None:
+            profile, notes = self._encoder.profile(position, features)
+        else:
+            known = self._encoder.user_features.field_names
+            values = {name: value for name, value in stored.values.items() if name in known}
+            features = {**values, **features}
+            profile, notes = self._encoder.profile(-1, features)
+        notes.extend(stored.notes)
         if position < 0 and not features:
             return profile, notes
         for name in self._encoder.user_features.lacking(profile, 0):

@@ -11,13 +11,16 @@ import contextlib
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Generator, Mapping, MutableMapping
 from contextlib import AbstractContextManager
 from itertools import count
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple, Protocol
 from urllib.parse import parse_qsl
 
+from twotower.data.ids import Id
 from twotower.serving.problems import CLOSE, Header, RefusedRequest, problem_body
+from twotower.serving.profiles import OF_GENERATION, StoredProfile
 
 __all__ = [
     "EVENT_TYPES",
@@ -27,6 +30,7 @@ __all__ = [
     "Call",
     "Handler",
     "Limits",
+    "Queued",
     "Receive",
     "Reply",
     "RequestIds",
@@ -55,6 +59,7 @@ EVENT_TYPES: Final = (
 )
 """How events may be declared."""
 _MAX_TIMEOUT_MS: Final = 3_600_000
+_NO_PROFILES: Final[Mapping[Id, StoredProfile]] = MappingProxyType({})
 _GIVEN_ID: Final = re.compile(rb"[A-Za-z0-9_.:-]{1,128}")
 
 
@@ -79,6 +84,8 @@ class Call(NamedTuple):
     deadline_s: float
     """By `time.perf_counter`: after that, nobody waits for the answer."""
     scope: Scope
+    profiles: Mapping[Id, StoredProfile] = _NO_PROFILES
+    """Of users that the body names, where they had to be looked up before."""
 
     @property
     def query(self) -> dict[str, str]:
@@ -91,6 +98,12 @@ class Call(NamedTuple):
         """Whether the client has given up."""
         return time.perf_counter() >= self.deadline_s
 
+    def stored(self, user: object) -> StoredProfile:
+        """Return the profile of a user that the body names, whatever it names as one."""
+        if not self.profiles or not isinstance(user, int | str):
+            return OF_GENERATION
+        return self.profiles.get(user, OF_GENERATION)
+
 
 class Reply(NamedTuple):
     """A whole answer."""
@@ -99,6 +112,20 @@ class Reply(NamedTuple):
     body: bytes
     content_type: bytes = JSON
     headers: tuple[Header, ...] = ()
+
+
+class Queued:
+    """A reply to wait for whose work is done in the event loop: it stays in the queue.
+
+    It says itself when it waits for something else for long.
+    """
+
+    def __init__(self, reply: Awaitable[Reply]) -> None:
+        self._reply = reply
+
+    def __await__(self) -> Generator[Any, Any, Reply]:
+        """Wait for the reply."""
+        return self._reply.__await__()
 
 
 Handler = Callable[[Call], Reply | Awaitable[Reply]]
@@ -188,6 +215,8 @@ async def answer_call(
         )
         if isinstance(reply, Reply):
             return reply
+        if isinstance(reply, Queued):
+            return await reply
         with admission.elsewhere():
             return await reply
     except RefusedRequest as refused:

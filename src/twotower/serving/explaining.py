@@ -19,6 +19,7 @@ from twotower.serving.answer_json import raw_json
 from twotower.serving.asking_user import AskingUser
 from twotower.serving.item_space import ItemParts
 from twotower.serving.messages import MAX_K, ExplainRequest
+from twotower.serving.profiles import OF_GENERATION, StoredProfile
 from twotower.serving.retriever import Retriever
 
 __all__ = ["explain"]
@@ -31,13 +32,21 @@ class _Pair(NamedTuple):
     """The user and the item of one explanation."""
 
     user: AskingUser
+    stored: StoredProfile
     user_vector: FloatArray
     number: int
     item_vector: FloatArray
 
 
-def explain(retriever: Retriever, request: ExplainRequest) -> dict[str, Any] | None:
+def explain(
+    retriever: Retriever, request: ExplainRequest, stored: StoredProfile = OF_GENERATION
+) -> dict[str, Any] | None:
     """Return the fields of `ExplainAnswer` but for those of `MadeBy`; None for an unknown item.
+
+    Args:
+        retriever: What answers.
+        request: Which user and which item.
+        stored: The user's profile, as for `Retriever.retrieve`.
 
     Raises:
         ConfigError: a feature is none of the model's.
@@ -46,10 +55,10 @@ def explain(retriever: Retriever, request: ExplainRequest) -> dict[str, Any] | N
     number = int(retriever.space.numbers_of([request.item_id])[0])
     if number < 0:
         return None
-    user = retriever.users.asking(request.user_id, request.features, request.recent)
+    user = retriever.users.asking(request.user_id, request.features, request.recent, stored)
     vector = user.vector(retriever.encoder)
     item_vector = retriever.space.vectors(np.array([number]))
-    pair = _Pair(user, vector, number, item_vector)
+    pair = _Pair(user, stored, vector, number, item_vector)
     rank, score = _rank(retriever, pair)
     return {
         "degraded": user.degraded or None,
@@ -117,7 +126,7 @@ def _of_user(retriever: Retriever, pair: _Pair, request: ExplainRequest) -> dict
 
     def without(name: str) -> AskingUser:
         features = {**request.features, name: None}
-        return users.asking(request.user_id, features, request.recent)
+        return users.asking(request.user_id, features, request.recent, pair.stored)
 
     nobody = encoder.user_id_embeddings[UNKNOWN_ROW][None]
     return {

@@ -14,6 +14,8 @@ from twotower.serving.inference_routes import InferenceRoutes
 from twotower.serving.likeness_routes import LikenessRoutes
 from twotower.serving.metrics import Metrics
 from twotower.serving.overload import Overload
+from twotower.serving.profile_lookup import ProfileLookup
+from twotower.serving.profiles import ProfileStore
 from twotower.serving.project import ServedProject
 from twotower.serving.reload import Follower
 from twotower.serving.retrieve_route import RetrieveRoute
@@ -43,6 +45,7 @@ def make_handlers(
     metrics: Metrics,
     memory: SharedMemory,
     overload: Overload,
+    profiles: ProfileStore,
     traces: Traces | None = None,
 ) -> Mapping[str, Mounted]:
     """Return the handlers of the routes in front of the framework, by the routes' names."""
@@ -57,7 +60,7 @@ def make_handlers(
     has_body = {route.name: route.request is not None for route in ROUTES}
     mounted = {
         name: Mounted(handler, with_body if has_body[name] else without)
-        for name, handler in handlers.items()
+        for name, handler in ProfileLookup(profiles, follower, overload).before(handlers).items()
     }
     collector = project.collector
     of_events = Limits(collector.body_limit_bytes, collector.body_timeout_s, EVENT_TYPES)

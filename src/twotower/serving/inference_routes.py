@@ -29,6 +29,7 @@ from twotower.serving.inference_messages import (
 )
 from twotower.serving.messages import MAX_BATCH
 from twotower.serving.problems import Fault, RefusedRequest
+from twotower.serving.profiles import StoredProfile
 from twotower.serving.refusals import AGAIN, as_problems
 from twotower.serving.reload import Follower, Served
 from twotower.serving.retrieve_route import generation_header, served_now
@@ -104,7 +105,7 @@ class InferenceRoutes:
             if call.is_late:
                 raise RefusedRequest(504, "the time that the client gave passed before the end")
             with as_problems():
-                found.append(_find(served, request, user_id, features))
+                found.append(_find(served, request, user_id, features, call.stored(user_id)))
             await asyncio.sleep(0)  # whoever waits is answered before the next one
         content = encode(_answer(served, request, found))
         return Reply(200, content, headers=generation_header(served))
@@ -124,10 +125,17 @@ def _json(answer: msgspec.Struct) -> Reply:
     return Reply(200, msgspec.json.encode(answer))
 
 
-def _find(served: Served, request: InferRequest, user_id: Id, features: dict[str, Any]) -> Found:
+def _find(
+    served: Served,
+    request: InferRequest,
+    user_id: Id,
+    features: dict[str, Any],
+    stored: StoredProfile,
+) -> Found:
     how = request.parameters
-    retriever = served.retriever
-    return retriever.find(user_id, how.k, features=features, include_seen=how.include_seen)
+    return served.retriever.find(
+        user_id, how.k, features=features, include_seen=how.include_seen, stored=stored
+    )
 
 
 def _users(request: InferRequest) -> Iterator[tuple[Id, dict[str, Any]]]:

@@ -44,10 +44,11 @@ class LikenessRoutes:
         """Explain beside the event loop: it takes a tower call for each feature."""
         request = _EXPLAIN.decode(call.body)
         served = served_now(self._follower)
+        stored = call.stored(request.user_id)
 
         def explained() -> bytes:
             with as_problems():
-                found = explain(served.retriever, request)
+                found = explain(served.retriever, request, stored)
             if found is None:
                 raise RefusedRequest(404, f"item {request.item_id!r} is not known")
             return encode(made_by(served, call.request_id) | found)

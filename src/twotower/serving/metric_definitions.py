@@ -15,6 +15,7 @@ __all__ = [
     "DEFINITIONS",
     "IN_FLIGHT",
     "ITEMS",
+    "LOST_PROFILES",
     "LOST_SEARCHES",
     "OVERLOAD",
     "PUBLISHES",
@@ -82,6 +83,10 @@ UNKNOWN_USERS: Final = Definition(
 UNSEEN_VALUES: Final = Definition(
     "twotower_feature_oov_total", "counter", "Feature values never seen in training.", ("feature",)
 )
+LOST_PROFILES: Final = Definition(
+    "twotower_profile_store_failures_total", "counter",
+    "Look-ups of stored profiles that gave none: timeout, connection or unreadable.", ("reason",),
+)  # fmt: skip
 LOST_SEARCHES: Final = Definition(
     "twotower_index_lost_searches_total", "counter",
     "Searches that an index elsewhere did not answer; all items were scanned instead.",
@@ -110,6 +115,7 @@ DEFINITIONS: Final = {
             OVERLOAD,
             UNKNOWN_USERS,
             UNSEEN_VALUES,
+            LOST_PROFILES,
             LOST_SEARCHES,
             PUBLISHES,
             PUBLISH_SECONDS,

@@ -14,6 +14,7 @@ from twotower.serving.metric_definitions import (
     ANN_WANTED,
     IN_FLIGHT,
     ITEMS,
+    LOST_PROFILES,
     LOST_SEARCHES,
     OVERLOAD,
     PUBLISH_SECONDS,
@@ -89,6 +90,10 @@ class Metrics:
         self._lost = (generation, num_lost)
         if num_lost > known:
             self._add(LOST_SEARCHES, by=num_lost - known)
+
+    def profile_lost(self, reason: str) -> None:
+        """Count a look-up of stored profiles that gave none."""
+        self._add(LOST_PROFILES, reason)
 
     def recall_sampled(self, num_right: int, num_exact: int) -> None:
         """Count how many items of an exact search the index found, too."""

@@ -27,6 +27,7 @@ from twotower.publishing.store import ModelStore
 from twotower.serving.day import DayFollower, LogReader, named_problem
 from twotower.serving.messages import RetrieveRequest
 from twotower.serving.metrics import Metrics
+from twotower.serving.profiles import OF_GENERATION, StoredProfile
 from twotower.serving.recall_watch import RecallWatch
 from twotower.serving.retriever import Found, Retriever
 from twotower.serving.settings import ServingSettings
@@ -50,7 +51,9 @@ class Served(NamedTuple):
     """Brings `retriever` up to date."""
 
 
-def find(retriever: Retriever, request: RetrieveRequest) -> Found:
+def find(
+    retriever: Retriever, request: RetrieveRequest, stored: StoredProfile = OF_GENERATION
+) -> Found:
     """Return what a request gets; raises what `Retriever.find` raises."""
     return retriever.find(
         request.user_id,
@@ -60,6 +63,7 @@ def find(retriever: Retriever, request: RetrieveRequest) -> Found:
         exclude=request.exclude,
         conditions=request.filter,
         include_seen=request.include_seen,
+        stored=stored,
     )
 
 

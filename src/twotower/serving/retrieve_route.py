@@ -23,6 +23,7 @@ from twotower.serving.messages import MAX_BATCH, RetrieveRequest
 from twotower.serving.metrics import Metrics
 from twotower.serving.overload import Overload
 from twotower.serving.problems import Fault, RefusedRequest, problem_body
+from twotower.serving.profiles import StoredProfile
 from twotower.serving.refusals import AGAIN, invalid
 from twotower.serving.reload import Follower, Served, find
 from twotower.serving.tracing import Traces
@@ -78,7 +79,7 @@ class RetrieveRoute:
         """Answer one request."""
         served = served_now(self._follower)
         began_s = time.perf_counter()
-        content, found = self._answer(served, call.body, call.request_id)
+        content, found = self._answer(served, call.body, call)
         if self._traces is not None:
             self._traces.retrieved(call, served.activation.generation, found, began_s)
         timing = f"tower;dur={found.tower_s * 1e3:.3f}, ann;dur={found.ann_s * 1e3:.3f}"
@@ -101,21 +102,22 @@ class RetrieveRoute:
             if call.is_late:
                 self._metrics.request_shed("deadline")
                 raise RefusedRequest(504, "the time that the client gave passed before the search")
-            return {"answer": raw_json(self._answer(served, raw, call.request_id).content)}
+            return {"answer": raw_json(self._answer(served, raw, call).content)}
         except RefusedRequest as refused:
             problem = problem_body(refused.status, refused.detail, call.request_id, refused.faults)
             return {"problem": raw_json(problem)}
 
-    def _answer(self, served: Served, body: bytes | msgspec.Raw, request_id: str) -> _Answered:
+    def _answer(self, served: Served, body: bytes | msgspec.Raw, call: Call) -> _Answered:
         began = time.perf_counter()
         request = _REQUEST.decode(body)
         self._follower.recent_requests.append(request)
         decoded = time.perf_counter()
         retriever, request, reasons = self._overload.lighten(served.retriever, request)
-        found = _find(served._replace(retriever=retriever), request)
+        stored = call.stored(request.user_id)
+        found = _find(served._replace(retriever=retriever), request, stored)
         found.degraded.extend(reasons)
         searched = time.perf_counter()
-        content = retrieve_json(served, request, found, request_id)
+        content = retrieve_json(served, request, found, call.request_id)
         self._count(found, decoded - began, time.perf_counter() - searched)
         return _Answered(content, found)
 
@@ -135,9 +137,9 @@ def generation_header(served: Served) -> tuple[tuple[bytes, bytes], ...]:
     return ((b"x-generation", served.activation.generation.encode()),)
 
 
-def _find(served: Served, request: RetrieveRequest) -> Found:
+def _find(served: Served, request: RetrieveRequest, stored: StoredProfile) -> Found:
     try:
-        return find(served.retriever, request)
+        return find(served.retriever, request, stored)
     except (ConfigError, DataError) as error:
         fault = _feature_fault(served, request)
         if fault is None:

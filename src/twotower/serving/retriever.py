@@ -34,6 +34,7 @@ from twotower.serving.item_space import ItemSpace
 from twotower.serving.known_items import KnownItems
 from twotower.serving.messages import Condition
 from twotower.serving.overlay import OpenedGeneration, Overlay
+from twotower.serving.profiles import OF_GENERATION, StoredProfile
 from twotower.serving.shown_items import ShownItems
 from twotower.serving.user_state import MAX_EVENTS, UserEvents
 
@@ -223,6 +224,7 @@ class Retriever:
         exclude: Sequence[Id] = (),
         conditions: Sequence[Condition] = (),
         include_seen: bool = False,
+        stored: StoredProfile = OF_GENERATION,
     ) -> Answer:
         """Return the `k` best items for a user; a user never seen is no error.
 
@@ -234,6 +236,7 @@ class Retriever:
             exclude: Items not to return.
             conditions: That every item returned meets.
             include_seen: Return items too that the user has seen or has in `recent`.
+            stored: The profile that a store elsewhere has, in place of the generation's.
 
         Raises:
             ConfigError: `k` is below 1, or a feature is none of the model's.
@@ -247,6 +250,7 @@ class Retriever:
             exclude=exclude,
             conditions=conditions,
             include_seen=include_seen,
+            stored=stored,
         )
         return Answer(
             user_id=self.encoder.users.normal(user_id),
@@ -270,12 +274,13 @@ class Retriever:
         exclude: Sequence[Id] = (),
         conditions: Sequence[Condition] = (),
         include_seen: bool = False,
+        stored: StoredProfile = OF_GENERATION,
     ) -> Found:
         """Do what `retrieve` does, without making anything readable. Arguments as there."""
         if k < 1:
             raise ConfigError(f"expected k of at least 1, found {k}; nothing was searched")
         began = time.perf_counter()
-        user = self.users.asking(user_id, features or {}, recent)
+        user = self.users.asking(user_id, features or {}, recent, stored)
         vector = user.vector(self.encoder)
         encoded = time.perf_counter()
         hidden = self.users.numbers(exclude)

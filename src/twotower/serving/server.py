@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from twotower.errors import MissingExtra, TwoTowerError
+from twotower.serving.profiles import open_profiles
 from twotower.serving.project import ServedProject
 from twotower.serving.reach import bind
 from twotower.serving.settings import ServingSettings
@@ -84,6 +85,7 @@ class Server:
             MissingExtra: the packages of the server are not installed.
         """
         _import_engines(self._settings.trace_share)
+        open_profiles(self._settings.profiles)  # refuses a package that is not there
         _import_index_engine(self._project.data_path)
         self._behind = _application(self._memory, self._project.data_path)
         self._listener = bind(self._settings.host, self._settings.port)

@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final, Literal
 
 import msgspec
 
-__all__ = ["CollectorSettings", "ServingSettings"]
+__all__ = ["CollectorSettings", "ProfileSettings", "ServingSettings"]
 
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=3600)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
+_REDIS_SCHEMES: Final = ("redis://", "rediss://", "unix://")
+
+
+class ProfileSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where stored profiles of users are looked up."""
+
+    store: Literal["generation", "redis"] = "generation"
+    """The mapped files of the generation, or a Redis that many hosts share; fill it with
+    `twotower profiles fill`."""
+    url: str = "redis://127.0.0.1:6379/0"
+    """Of Redis; `rediss://` for TLS. A password belongs into `TWOTOWER_SERVING__PROFILES__URL`, as
+    in `redis://:PASSWORD@host:6379/0`, and is never shown."""
+    timeout_s: Annotated[float, msgspec.Meta(gt=0, le=10)] = 0.02
+    """How long a request waits for Redis; then it is answered from what the generation has."""
+    prefix: Annotated[str, msgspec.Meta(min_length=1, max_length=200)] = "twotower:profile:"
+    """Of the keys in Redis; the user's ID follows."""
+
+    def __post_init__(self) -> None:
+        """Refuse a URL that names no Redis, without repeating it: it may hold a password."""
+        if not self.url.startswith(_REDIS_SCHEMES):
+            raise ValueError(f"expected a URL that begins with {', '.join(_REDIS_SCHEMES)}")
 
 
 class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -65,6 +86,7 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     """After SIGTERM: how long requests are still taken, so that balancers see `/readyz` first."""
     drain_timeout_s: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 20.0
     """After that: how long running requests may take to finish."""
+    profiles: ProfileSettings = ProfileSettings()
 
 
 class CollectorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

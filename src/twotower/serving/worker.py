@@ -25,6 +25,7 @@ from twotower.serving.http_server import HttpServer
 from twotower.serving.metrics import Metrics
 from twotower.serving.outgoing import Echo
 from twotower.serving.overload import Overload
+from twotower.serving.profiles import open_profiles
 from twotower.serving.project import ServedProject
 from twotower.serving.rates import RateLimit
 from twotower.serving.reload import Follower
@@ -78,12 +79,15 @@ class Worker:
         )
         self._traces = make_traces(settings.trace_share)
         self._echo = Echo()
+        self._profiles = open_profiles(settings.profiles, metrics.profile_lost)
         handlers = make_handlers(
-            project, self._follower, settings, metrics, memory, overload, self._traces
+            *(project, self._follower, settings, metrics, memory, overload),
+            *(self._profiles, self._traces),
         )
         door = FrontDoor(handlers, behind, metrics, self._guard, overload, self._echo)
         direct = DirectRoute(handlers["retrieve"], metrics, self._guard, overload, self._echo)
-        self._server = HttpServer(door, settings, overload, direct)
+        has_to_wait = not self._profiles.is_at_hand  # past the application, answers come at once
+        self._server = HttpServer(door, settings, overload, None if has_to_wait else direct)
         self._report(self._follower)
 
     def run(self, listener: socket.socket, lifeline: int, *, load_first: bool) -> None:
@@ -115,6 +119,7 @@ class Worker:
         self._guard.follow(loop, self._settings.poll_s)
         self._follower.start()
         await self._server.serve(sockets=[listener])
+        await self._profiles.close()
         if self._traces is not None:
             self._traces.close()
         self._follower.stop()
