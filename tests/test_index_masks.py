@@ -7,16 +7,20 @@ import threading
 import numpy as np
 import pytest
 
+from twotower.errors import DataError
 from twotower.index.contract import random_items
 from twotower.index.exact import ExactIndex
 from twotower.index.frozen import FrozenIndex
 from twotower.index.interface import FloatArray, IntArray, SearchResult
-from twotower.index.row_mask import BitmapCopy, RowMask, SharedMask
+from twotower.index.row_mask import MaskCopy, RowMask, SharedMask
 from twotower.index.rows import make_rows
 
 pytest.importorskip("faiss", reason="needs the extra 'serve'")
 
 from twotower.index.faiss import Hnsw, Ivf
+from twotower.index.hnswlib import Hnswlib
+from twotower.index.native import NativeEngine
+from twotower.index.scann import Scann
 
 IDS: IntArray = np.arange(2000, dtype=np.int64)
 VECTORS: FloatArray = random_items(2000)[1]
@@ -34,21 +38,34 @@ def same(found: SearchResult, wanted: SearchResult) -> bool:
     return bool((found.ids == wanted.ids).all()) and np.allclose(found.scores, wanted.scores)
 
 
-def test_rows_hidden_in_one_byte_are_all_hidden_and_shown_again() -> None:
+@pytest.mark.parametrize("rows", [[0, 1, 2, 9, 17], [17, 2, 1, 2, 0, 9, 17, 3]])
+def test_rows_hidden_in_one_byte_are_all_hidden_and_shown_again(rows: list[int]) -> None:
     shared = SharedMask(np.arange(20) != 3)
-    copy = BitmapCopy(shared.bits)
-    rows = np.array([0, 1, 2, 9, 17])
-    copy.hide(rows)
+    copy = MaskCopy(shared)
+    for _ in range(2):
+        copy.hide(np.array(rows))
+        left = np.flatnonzero(np.unpackbits(copy.bits, bitorder="little"))
+        assert left.tolist() == [row for row in range(20) if row not in (0, 1, 2, 3, 9, 17)]
+        copy.show(np.array(rows))
+        assert (copy.bits == shared.bits).all()
+    copy.hide(np.array([4]))
+    assert np.flatnonzero(np.unpackbits(copy.bits, bitorder="little"))[:4].tolist() == [0, 1, 2, 5]
+
+
+def test_a_copy_takes_over_another_mask_of_its_size() -> None:
+    first, second = SharedMask(np.arange(20) != 3), SharedMask(np.arange(17) != 5)
+    copy = MaskCopy(first)
+    assert copy.fits(second)
+    copy.load(second)
+    copy.hide(np.array([4]))
     left = np.flatnonzero(np.unpackbits(copy.bits, bitorder="little"))
-    assert left.tolist() == [row for row in range(20) if row not in (0, 1, 2, 3, 9, 17)]
-    copy.show(rows)
-    assert (copy.bits == shared.bits).all()
+    assert left.tolist() == [row for row in range(17) if row not in (4, 5)]
 
 
 def test_a_mask_counts_and_names_what_it_allows() -> None:
-    mask = SharedMask(np.arange(6) != 3).hiding(np.array([1, 3, 4]))
-    assert mask.hidden.tolist() == [1, 4]
-    assert (mask.num_allowed, mask.num_rows) == (3, 6)
+    mask = SharedMask(np.arange(6) != 3).hiding(np.array([4, 1, 3, 4]))
+    assert mask.hidden().tolist() == [1, 4]
+    assert (mask.num_allowed, mask.fewest_allowed, mask.num_rows) == (3, 1, 6)
     assert mask.allowed_rows().tolist() == [0, 2, 5]
     assert mask.hidden_rows().tolist() == [1, 3, 4]
     assert mask.allows(np.array([[5, 4, 3], [0, 1, -1]])).tolist() == [
@@ -59,9 +76,20 @@ def test_a_mask_counts_and_names_what_it_allows() -> None:
 
 def test_a_mask_that_hides_nothing_is_the_shared_one() -> None:
     mask = SharedMask(np.ones(4, np.bool_)).hiding_nothing()
-    assert mask == RowMask(mask.shared, mask.hidden)
+    assert mask == RowMask(mask.shared, mask.named)
     assert mask.num_allowed == 4
     assert mask.hidden_rows().tolist() == []
+
+
+@pytest.mark.parametrize("labels", [np.arange(50), 3 * np.arange(50) + 7])
+def test_labels_are_named_by_their_rows_and_unknown_ones_by_none(labels: IntArray) -> None:
+    rows = make_rows(labels, np.ones((50, 2), np.float32))
+    asked = labels[[9, 4, 9, 49]]
+    assert sorted(set(rows.named(asked).tolist())) == [4, 9, 49]
+    assert rows.named(np.append(asked, 10**6)).tolist() == [4, 9, 49]
+    assert rows.named(asked[:0]).tolist() == []
+    with pytest.raises(DataError, match="labels of 0 or more"):
+        rows.named(np.array([3, -1]))
 
 
 @pytest.mark.parametrize("labels", [np.arange(50), 3 * np.arange(50) + 7])
@@ -91,6 +119,8 @@ def test_conditions_and_exclusions_take_turns() -> None:
         for allowed in (is_even, None, ~is_even):
             found = index.search(query, 20, exclude=seen, allowed=allowed)
             assert same(found, EXACT.search(query, 20, exclude=seen, allowed=allowed))
+            found = index.search(query, 20, allowed=allowed)
+            assert same(found, EXACT.search(query, 20, allowed=allowed))
 
 
 def test_a_seen_item_that_was_deleted_or_named_twice_is_missing_once() -> None:
@@ -101,6 +131,32 @@ def test_a_seen_item_that_was_deleted_or_named_twice_is_missing_once() -> None:
     found = index.search(QUERIES[:1], 800, exclude=seen)
     assert same(found, exact.search(QUERIES[:1], 800, exclude=seen))
     assert (found.ids >= 0).all()
+
+
+def test_what_is_named_twice_is_made_up_for_where_few_lists_are_read() -> None:
+    index, seen = built(), [np.repeat(IDS[:100], 3)]
+    wanted = EXACT.search(QUERIES[:1], 1900, exclude=seen)
+    for effort in range(1, index.efforts()[-1] + 1):
+        index.effort = effort
+        assert same(index.search(QUERIES[:1], 1900, exclude=seen), wanted)
+
+
+def test_equal_scores_come_in_the_order_of_their_labels() -> None:
+    twins = np.repeat(VECTORS[:500], 4, axis=0)[np.random.default_rng(0).permutation(2000)]
+    index, exact = FrozenIndex.build(Ivf(), IDS, twins), ExactIndex.build(IDS, twins)
+    index.effort = index.efforts()[-1]
+    for row in range(len(QUERIES)):
+        query = QUERIES[row : row + 1]
+        assert (index.search(query, 5).ids == exact.search(query, 5).ids).all()
+
+
+@pytest.mark.parametrize("engine", [Ivf(), Hnsw(), Hnswlib(), Scann()])
+def test_products_are_those_of_the_named_rows_and_none_for_padding(engine: NativeEngine) -> None:
+    rows = np.array([[7, 2, -1, 7], [1999, -1, -1, 0]])
+    found = engine.products(VECTORS, QUERIES[:2], rows)
+    wanted = np.einsum("nd,nkd->nk", QUERIES[:2], VECTORS[rows])
+    assert np.isneginf(found[rows < 0]).all()
+    assert np.allclose(found[rows >= 0], wanted[rows >= 0], atol=1e-6)
 
 
 def test_threads_hide_apart() -> None:

@@ -8,14 +8,12 @@ from run to run.
 from __future__ import annotations
 
 import errno
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
-import numpy as np
-
 from twotower.errors import CorruptArtifact, MissingExtra
+from twotower.index.faiss_thread import OwnThread, Parameters, Place
 from twotower.index.interface import FloatArray, IntArray
 from twotower.index.native import (
     NativeEngine,
@@ -25,26 +23,12 @@ from twotower.index.native import (
     overfetched,
     thinned,
 )
-from twotower.index.row_mask import BitmapCopy, ByteArray
 
 __all__ = ["Flat", "Hnsw", "Ivf", "IvfFlat", "IvfPq", "load_faiss"]
 
 _MIN_POINTS_PER_LIST: Final = 64
 _HNSW_LINKS: Final = 32
 _HNSW_BUILD_EFFORT: Final = 100
-
-
-class _Prepared:
-    """What one thread searches with; Faiss keeps bare pointers, so it all lives together."""
-
-    def __init__(self, kind: str, copy: BitmapCopy | None = None) -> None:
-        faiss = load_faiss()
-        self.copy = copy or BitmapCopy(np.zeros(0, np.uint8))
-        self.selector = None
-        if copy is not None:
-            self.selector = faiss.IDSelectorBitmap(len(copy.bits), faiss.swig_ptr(copy.bits))
-        self.parameters = getattr(faiss, kind)(sel=self.selector)
-        self.effort = 0
 
 
 class _Faiss(NativeEngine):
@@ -57,46 +41,43 @@ class _Faiss(NativeEngine):
     """The field of it that holds the effort; empty where all is read."""
 
     def __init__(self) -> None:
-        self._own = threading.local()
+        self._own = OwnThread(self.parameters)
 
     def search(self, native: Any, queries: FloatArray, how: NativeSearch) -> IntArray:
-        """See `NativeEngine.search`."""
-        if how.mask is None:
-            return self._found(native, queries, how, self._unmasked())
-        masked = self._masked(how.mask.shared.bits)
-        masked.copy.hide(how.mask.hidden)
+        """See `NativeEngine.search`; without the copies and checks of Faiss's own Python."""
+        faiss, mask = load_faiss(), how.mask
+        place = self._own.place(faiss, queries, how.depth)
+        if mask is None or not len(mask.named):
+            shared = self._own.sharing(faiss, None if mask is None else mask.shared)
+            return self._found(native, place, how, shared)
+        copy, hiding = self._own.hiding(faiss, mask.shared)
+        copy.hide(mask.named)
         try:
-            return self._found(native, queries, how, masked)
+            return self._found(native, place, how, hiding)
         finally:
-            masked.copy.show(how.mask.hidden)
+            copy.show(mask.named)
 
     def _found(
-        self, native: Any, queries: FloatArray, how: NativeSearch, prepared: _Prepared
+        self, native: Any, place: Place, how: NativeSearch, parameters: Parameters
     ) -> IntArray:
-        """Search as `native.search` does, without the copies and checks of its Python."""
-        if prepared.effort != how.effort and self.effort_field:
-            setattr(prepared.parameters, self.effort_field, how.effort)
-            prepared.effort = how.effort
-        swig_ptr, num_queries = load_faiss().swig_ptr, len(queries)
-        rows = np.empty((num_queries, how.depth), np.int64)
-        scores = np.empty((num_queries, how.depth), np.float32)
-        places = (swig_ptr(scores), swig_ptr(rows))
-        native.search_c(num_queries, swig_ptr(queries), how.depth, *places, prepared.parameters)
-        return rows
+        told = parameters.with_effort(self.effort_field, how.effort)
+        places = (place.scores_at, place.rows_at)
+        native.search_c(len(place.queries), place.queries_at, how.depth, *places, told)
+        return place.rows
 
-    def _unmasked(self) -> _Prepared:
-        unmasked: _Prepared | None = getattr(self._own, "unmasked", None)
-        if unmasked is None:
-            unmasked = self._own.unmasked = _Prepared(self.parameters)
-        return unmasked
-
-    def _masked(self, shared: ByteArray) -> _Prepared:
-        """Return what this thread keeps for masked searches, with a copy of `shared` in it."""
-        masked: _Prepared | None = getattr(self._own, "masked", None)
-        if masked is None or len(masked.copy.bits) != len(shared):
-            masked = self._own.masked = _Prepared(self.parameters, BitmapCopy(shared))
-        masked.copy.load(shared)
-        return masked
+    def products(self, vectors: FloatArray, queries: FloatArray, rows: IntArray) -> FloatArray:
+        """See `NativeEngine.products`: nothing is gathered first."""
+        faiss = load_faiss()
+        place = self._own.place_of(faiss, queries, rows)
+        faiss.fvec_inner_products_by_idx(
+            place.scores_at,
+            place.queries_at,
+            faiss.swig_ptr(vectors),
+            place.rows_at,
+            vectors.shape[1],
+            *rows.shape,
+        )
+        return place.scores
 
     def write(self, native: Any, path: Path) -> None:
         """See `NativeEngine.write`."""

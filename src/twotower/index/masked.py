@@ -16,19 +16,16 @@ from twotower.index.interface import (
     FloatArray,
     IntArray,
     SearchResult,
-    check_ids,
 )
 from twotower.index.native import NativeEngine, NativeSearch
 from twotower.index.row_mask import RowMask, SharedMask
 from twotower.index.rows import VectorRows
-from twotower.index.top_k import TopK, best_candidates
+from twotower.index.top_k import TopK, best_candidates, top_k
 
 __all__ = ["MaskedSearch"]
 
 _MIN_ALLOWED_SHARE: Final = 0.15
 """Below this share of the items allowed, scanning those is faster than the index, and exact."""
-_RERANKED_FLOATS: Final = 150_000
-"""Of candidates gathered at a time: what stays in a cache until they are multiplied."""
 _FEWEST_SPARE: Final = 16
 """Candidates more than are asked for, where codes propose them."""
 
@@ -59,31 +56,29 @@ class MaskedSearch(NamedTuple):
         return SearchResult(ids, scores)
 
     def _hiding(self, labels: IntArray) -> RowMask:
-        return self.shared.hiding(self.rows.known(check_ids(labels)))
+        return self.shared.hiding(self.rows.named(labels))
 
     def _masked(self, queries: FloatArray, k: int, mask: RowMask) -> SearchResult:
-        num_allowed = mask.num_allowed
-        if num_allowed < _MIN_ALLOWED_SHARE * mask.num_rows:
+        num_allowed, num_rows = mask.fewest_allowed, len(mask.shared.allowed)
+        if num_allowed < _MIN_ALLOWED_SHARE * num_rows:
             return self._scan(queries, k, mask)
-        answer = self._rerank(queries, self._candidates(queries, k, mask), k)
-        # Padding stands at the end of an answer.
-        short = answer.ids[:, min(k, num_allowed) - 1] < 0
-        if np.count_nonzero(short):
+        depth = min(self._depth(k), num_rows)
+        if num_allowed == num_rows:
+            how = NativeSearch(depth, self.effort, None)
+        else:  # a mask thins out every list and every neighbourhood alike
+            how = NativeSearch(depth, round(self.effort * num_rows / num_allowed), mask)
+        answer = self._rerank(queries, self.engine.search(self.native, queries, how), k)
+        if _has_padding(answer.ids[:, min(k, mask.shared.num_allowed) - 1]):
+            short = answer.ids[:, min(k, mask.num_allowed) - 1] < 0
             answer.ids[short], answer.scores[short] = self._scan(queries[short], k, mask)
         return answer
 
     def _scan(self, queries: FloatArray, k: int, mask: RowMask) -> SearchResult:
-        return self.rows.search(queries, k, among=mask.allowed_rows())
-
-    def _candidates(self, queries: FloatArray, k: int, mask: RowMask) -> IntArray:
-        num_allowed, num_rows = mask.num_allowed, mask.num_rows
-        how = NativeSearch(
-            depth=min(self._depth(k), num_rows),
-            # A mask thins out every list and every neighbourhood alike.
-            effort=round(self.effort * num_rows / num_allowed),
-            mask=None if num_allowed == num_rows else mask,
-        )
-        return self.engine.search(self.native, queries, how)
+        rows = mask.allowed_rows()
+        if len(queries) != 1:
+            return self.rows.search(queries, k, among=rows)
+        best = top_k(self.engine.products(self.rows.vectors, queries, rows[None]), k)
+        return SearchResult(self.rows.labels(np.append(rows, PADDING)[best.columns]), best.scores)
 
     def _depth(self, k: int) -> int:
         """Return how many candidates `k` items are chosen from; of few, relatively more."""
@@ -93,18 +88,15 @@ class MaskedSearch(NamedTuple):
     def _rerank(self, queries: FloatArray, candidates: IntArray, k: int) -> SearchResult:
         """Score candidates `int64[n, C]` (-1 padding) with the float32 vectors; keep the best.
 
-        A single query costs a dozen calls of numpy and no pass over more than its candidates.
+        A single query costs a few calls of numpy and no pass over more than its candidates.
         """
         # In the order of their rows, so that equal scores come in the order of their labels.
-        rows = candidates
-        rows.sort(axis=1)
-        scores = np.empty(rows.shape, np.float32)
-        block = max(1, _RERANKED_FLOATS // max(1, rows.shape[1] * queries.shape[1]))
-        for start in range(0, len(queries), block):
-            part = slice(start, start + block)
-            vectors = self.rows.vectors.take(rows[part], axis=0, mode="wrap")
-            np.matmul(vectors, queries[part, :, None], out=scores[part, :, None])
-        if np.count_nonzero(rows[:, :1] < 0):  # padding, which was scored as the last item
-            scores[rows < 0] = -np.inf
-        best = best_candidates(TopK(rows, scores), k)
+        candidates.sort(axis=1)
+        scores = self.engine.products(self.rows.vectors, queries, candidates)
+        best = best_candidates(TopK(candidates, scores), k)
         return SearchResult(self.rows.labels(best.columns), best.scores)
+
+
+def _has_padding(column: IntArray) -> bool:
+    """Return whether an answer ends before this column of its labels."""
+    return bool(column[0] < 0 if len(column) == 1 else np.count_nonzero(column < 0))

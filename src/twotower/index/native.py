@@ -27,6 +27,8 @@ __all__ = [
 ]
 
 _FEWEST_LOOKED_AT: Final = 200
+_GATHERED_FLOATS: Final = 150_000
+"""Of candidates at a time: what stays in a cache until they are multiplied."""
 
 
 class NativeSearch(NamedTuple):
@@ -62,9 +64,28 @@ class NativeEngine(ABC):
     def search(self, native: Any, queries: FloatArray, how: NativeSearch) -> IntArray:
         """Return the candidates of each query as rows, `int64[n, C]`, -1 padding; any order.
 
-        The array is the caller's to sort in place. Changes nothing, so that any number of threads
-        may search.
+        The array is the caller's to sort in place, until this thread's next search. Changes
+        nothing, so that any number of threads may search.
         """
+
+    def products(self, vectors: FloatArray, queries: FloatArray, rows: IntArray) -> FloatArray:
+        """Return the inner product of each query with each of its rows of `vectors`.
+
+        Args:
+            vectors: `float32[M, D]`, contiguous.
+            queries: `float32[n, D]`, contiguous.
+            rows: `int64[n, C]`; -1 gets -inf.
+
+        The array returned is good until this thread's next search.
+        """
+        scores = np.empty(rows.shape, np.float32)
+        block = max(1, _GATHERED_FLOATS // max(1, rows.shape[1] * queries.shape[1]))
+        for start in range(0, len(queries), block):
+            part = slice(start, start + block)
+            gathered = vectors.take(rows[part], axis=0, mode="wrap")
+            np.matmul(gathered, queries[part, :, None], out=scores[part, :, None])
+        scores[rows < 0] = -np.inf
+        return scores
 
     def lost_searches(self, native: Any) -> int:
         """See `VectorIndex.lost_searches`."""
@@ -117,7 +138,7 @@ def overfetched(how: NativeSearch, num_rows: int) -> int:
     """
     if how.mask is None:
         return how.depth
-    num_allowed = max(1, how.mask.num_allowed)
+    num_allowed = max(1, how.mask.fewest_allowed)
     spread = 2 * math.ceil(how.depth * num_rows / num_allowed)
     return min(num_rows, how.depth + num_rows - num_allowed, max(spread, 2 * how.depth))
 

@@ -1,7 +1,7 @@
 """Which rows of a native index an answer may hold: what all searches share, less what one hides.
 
 A user's seen items are a few rows among millions. What is shared is counted and packed into bits
-once; hiding a few rows more costs what those few cost, not a pass over all.
+once; hiding a few rows more costs what those few cost, not a pass over all, and no sorting.
 Legend: `M` rows of the native index, `E` rows that one search hides.
 """
 
@@ -15,12 +15,11 @@ import numpy.typing as npt
 
 from twotower.index.interface import BoolArray, IntArray
 
-__all__ = ["BitmapCopy", "ByteArray", "RowMask", "SharedMask"]
+__all__ = ["ByteArray", "MaskCopy", "RowMask", "SharedMask"]
 
 ByteArray = npt.NDArray[np.uint8]
 
 _NO_ROWS: Final[IntArray] = np.zeros(0, np.int64)
-_BIT: Final[ByteArray] = (1 << np.arange(8)).astype(np.uint8)
 
 
 class SharedMask:
@@ -35,11 +34,14 @@ class SharedMask:
         """Return the mask as native engines read it: bit `i % 8` of byte `i // 8`."""
         return np.packbits(self.allowed, bitorder="little")
 
+    @cached_property
+    def rows(self) -> IntArray:
+        """Return the rows that may be returned, ascending."""
+        return np.flatnonzero(self.allowed)
+
     def hiding(self, rows: IntArray) -> RowMask:
-        """Return the mask without `rows`, which are distinct and ascend."""
-        if self.num_allowed == len(self.allowed):
-            return RowMask(self, rows)
-        return RowMask(self, rows[self.allowed.take(rows)])
+        """Return the mask without `rows`, in any order, which may repeat or be hidden already."""
+        return RowMask(self, rows)
 
     def hiding_nothing(self) -> RowMask:
         """Return the mask as it is."""
@@ -47,61 +49,95 @@ class SharedMask:
 
 
 class RowMask(NamedTuple):
-    """A shared mask, and rows that it allows and this search does not."""
+    """A shared mask, and rows that this search does not allow either."""
 
     shared: SharedMask
-    hidden: IntArray
-    """`int64[E]`, distinct, ascending, all allowed by `shared`: made by `SharedMask.hiding`."""
+    named: IntArray
+    """`int64[E]` of 0 to M-1, as they were named: in any order, some perhaps twice."""
 
     @property
     def num_allowed(self) -> int:
         """How many rows may be returned."""
-        return self.shared.num_allowed - len(self.hidden)
+        return self.shared.num_allowed - len(self.hidden())
+
+    @property
+    def fewest_allowed(self) -> int:
+        """How many rows may be returned at least, as if all that are named differed; cheap.
+
+        Below 0 where more are named than there are.
+        """
+        return self.shared.num_allowed - len(self.named)
 
     @property
     def num_rows(self) -> int:
         """How many rows there are."""
         return len(self.shared.allowed)
 
+    def hidden(self) -> IntArray:
+        """Return the rows that this search alone does not allow: distinct, ascending."""
+        distinct = np.unique(self.named)
+        return distinct[self.shared.allowed.take(distinct)]
+
     def allows(self, rows: IntArray) -> BoolArray:
         """Return which of some rows may be returned; -1 may not. Any shape."""
         allowed = self.shared.allowed.take(rows, mode="wrap") & (rows >= 0)
-        if len(self.hidden):
-            place = np.minimum(np.searchsorted(self.hidden, rows), len(self.hidden) - 1)
-            allowed &= self.hidden.take(place) != rows
+        if len(self.named):
+            hidden = np.sort(self.named)
+            place = np.minimum(np.searchsorted(hidden, rows), len(hidden) - 1)
+            allowed &= hidden.take(place) != rows
         return allowed
 
     def allowed_rows(self) -> IntArray:
-        """Return all rows that may be returned, ascending; a pass over all."""
-        allowed = self.shared.allowed.copy()
-        allowed[self.hidden] = False
-        return np.flatnonzero(allowed)
+        """Return all rows that may be returned, ascending."""
+        if not len(self.named):
+            return self.shared.rows
+        rows, hidden = self.shared.rows, self.hidden()
+        return np.delete(rows, np.searchsorted(rows, hidden))
 
     def hidden_rows(self) -> IntArray:
         """Return all rows that may not be returned, ascending; a pass over all."""
         allowed = self.shared.allowed.copy()
-        allowed[self.hidden] = False
+        allowed[self.named] = False
         return np.flatnonzero(~allowed)
 
 
-class BitmapCopy:
-    """One thread's own bits of a shared mask, in which rows are hidden and shown again in turn."""
+class MaskCopy:
+    """One thread's own copy of a shared mask, in which rows are hidden and shown again in turn.
 
-    def __init__(self, shared: ByteArray) -> None:
-        self.shared = shared
-        self.bits = shared.copy()
+    Held twice: as bits, which the engine reads, and a byte a row, from which the eight bits around
+    a hidden row are packed anew. So a row that is named twice, or two of one byte, need no care.
+    """
 
-    def load(self, shared: ByteArray) -> None:
-        """Copy another mask over the same rows, unless it is there already."""
-        if self.shared is not shared:
-            self.bits[:] = shared
-            self.shared = shared
+    def __init__(self, shared: SharedMask) -> None:
+        self.bits = np.zeros(len(shared.bits), np.uint8)
+        self._flags = np.zeros(8 * len(self.bits), np.bool_)
+        self._eights = self._flags.view(np.uint64)
+        self._places = _NO_ROWS
+        self._shared: SharedMask | None = None
+        self.load(shared)
+
+    def fits(self, shared: SharedMask) -> bool:
+        """Return whether that mask takes as much room."""
+        return len(shared.bits) == len(self.bits)
+
+    def load(self, shared: SharedMask) -> None:
+        """Copy a mask that fits, unless it is there already."""
+        if self._shared is not shared:
+            self._shared = shared
+            self.bits[:] = shared.bits
+            self._flags[: len(shared.allowed)] = shared.allowed
+            self._flags[len(shared.allowed) :] = False
 
     def hide(self, rows: IntArray) -> None:
-        """Clear the bits of `rows`, all set and distinct, of which several may lie in one byte."""
-        np.subtract.at(self.bits, rows >> 3, _BIT.take(rows & 7))
+        """Clear the bits of `rows`, in any order, which may repeat."""
+        self._places = rows >> 3
+        self._flags[rows] = False
+        around = self._eights.take(self._places).view(np.uint8)
+        self.bits[self._places] = np.packbits(around, bitorder="little")
 
     def show(self, rows: IntArray) -> None:
-        """Undo `hide`."""
-        place = rows >> 3
-        self.bits[place] = self.shared[place]
+        """Undo `hide` of those rows."""
+        shared = self._shared
+        assert shared is not None, "a mask is loaded when a copy is made"
+        self._flags[rows] = shared.allowed.take(rows)
+        self.bits[self._places] = shared.bits.take(self._places)

@@ -53,6 +53,23 @@ class VectorRows(NamedTuple):
         rows = self.find(ordered)  # in order, each is found near the one before
         return rows[rows >= 0] if np.count_nonzero(rows < 0) else rows
 
+    def named(self, ids: IntArray) -> IntArray:
+        """Return the rows of those labels that are known, in any order, which may repeat.
+
+        Raises:
+            DataError: they are no labels.
+        """
+        if self._are_labels(ids):
+            return ids
+        return self.known(check_ids(ids))
+
+    def _are_labels(self, ids: IntArray) -> bool:
+        """Return whether labels are rows here, and each of these is one: seen with one look."""
+        is_list = isinstance(ids, np.ndarray) and ids.ndim == 1 and ids.dtype == np.int64
+        if not is_list or not len(ids) or not len(self.ids) or not self._are_rows():
+            return False
+        return bool(ids.view(np.uint64).max() < len(self.ids))  # what is below 0 is beyond 2**63
+
     def take(self, rows: IntArray) -> VectorRows:
         """Return a copy of the set's `rows`, which ascend."""
         return VectorRows(self.ids.take(rows), self.vectors.take(rows, axis=0))
