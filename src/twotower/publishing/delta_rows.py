@@ -113,21 +113,8 @@ def merge_by_id(
     """
     if len(older_ids) == 0 or len(newer_ids) == 0:
         return (newer_ids, newer) if len(newer_ids) else (older_ids, older)
-    place = np.searchsorted(older_ids, newer_ids)
-    is_known = older_ids[np.minimum(place, len(older_ids) - 1)] == newer_ids
-    stays = np.ones(len(older_ids), np.bool_)
-    stays[place[is_known]] = False
-    is_newer = np.zeros(len(older_ids) + np.count_nonzero(~is_known), np.bool_)
-    # behind the older ones below it, and the new ones before it
-    is_newer[place + np.cumsum(~is_known) - ~is_known] = True
-    merged = [_woven(is_newer, old[stays], new) for old, new in zip(older, newer, strict=True)]
-    return _woven(is_newer, older_ids[stays], newer_ids), merged
-
-
-def _woven(
-    is_newer: npt.NDArray[np.bool_], older: npt.NDArray[Any], newer: npt.NDArray[Any]
-) -> npt.NDArray[Any]:
-    """Return the rows of both, each side in its order, those of `newer` where `is_newer`."""
-    woven = np.empty((len(is_newer), *older.shape[1:]), np.result_type(older, newer))
-    woven[is_newer], woven[~is_newer] = newer, older
-    return woven
+    ids = np.concatenate([older_ids, newer_ids])
+    order = np.argsort(ids, kind="stable")  # which takes one pass over two ascending runs
+    in_order = ids[order]
+    kept = order[np.append(in_order[1:] != in_order[:-1], True)]  # the last of the same ID
+    return ids[kept], [np.concatenate(both)[kept] for both in zip(older, newer, strict=True)]
