@@ -75,6 +75,33 @@ def test_arrays_and_lines_are_stored_before_the_answer(
     assert stored(config, start) == [event.event_id for event in events]
 
 
+def test_a_body_under_its_key_gets_the_same_receipt_again(
+    config: Path, collector: RunningServer
+) -> None:
+    start, body = end(config), msgspec.json.encode(make_events(900, 905))
+    other = msgspec.json.encode(make_events(905, 906))
+    first = collector.ask("POST", "/v1/events", body, Idempotency_Key="k-1")
+    again = collector.ask("POST", "/v1/events", body, Idempotency_Key="k-1")
+    assert (first.status, first.json()["accepted"], first.json()["duplicates"]) == (202, 5, [])
+    assert (again.status, again.body) == (202, first.body)
+    assert [reply.headers.get("idempotent-replayed") for reply in (first, again)] == [None, "true"]
+    refused = collector.ask("POST", "/v1/events", other, Idempotency_Key="k-1")
+    assert refused.status == 409
+    assert "another body" in refused.json()["detail"]
+    unnamed = collector.ask("POST", "/v1/events", body)
+    assert unnamed.json()["duplicates"] == [0, 1, 2, 3, 4]
+    assert len(stored(config, start)) == 5
+    for key in (" ", "a b", "x" * 256):
+        assert collector.ask("POST", "/v1/events", body, Idempotency_Key=key).status == 400
+
+
+def test_a_key_is_free_after_a_refusal(collector: RunningServer) -> None:
+    refused = collector.ask("POST", "/v1/events", b"[1,", Idempotency_Key="k-2")
+    assert refused.status == 400
+    body = msgspec.json.encode(make_events(910, 911))
+    assert collector.ask("POST", "/v1/events", body, Idempotency_Key="k-2").status == 202
+
+
 def test_requests_and_how_late_events_come_are_counted(collector: RunningServer) -> None:
     lag, requests = "twotower_event_lag_seconds", "twotower_http_requests_total"
 

@@ -64,6 +64,10 @@ def test_events_go_through_the_collector_and_outlive_it(
             reply = ask(opened, "POST", "/v1/events", lines, kind)
             assert (reply.status, reply.json()["duplicates"]) == (202, [0])
             assert reply.json()["rejected"][0]["row"] == 11
+            named = {**kind, "Idempotency-Key": "k"}
+            replies = [ask(opened, "POST", "/v1/events", lines, named) for _ in range(2)]
+            assert replies[0].body == replies[1].body
+            assert replies[1].headers["idempotent-replayed"] == "true"
             bad = ask(opened, "POST", "/v1/events", b"[1,", {"X-Request-Id": "mine"})
             assert (bad.status, bad.json()["request_id"]) == (400, "mine")
             assert bad.headers["content-type"] == "application/problem+json"

@@ -7,6 +7,7 @@ is not begun: the last error is raised at once instead.
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Mapping
 from typing import Any, Final, Generic, NamedTuple, TypeVar
@@ -57,6 +58,7 @@ class Attempts(Generic[T]):
         self._call = call
         self._options = options
         self._ends_s = time.monotonic() + options.timeout_s
+        self._key = {"Idempotency-Key": secrets.token_hex(16)} if call.takes_key else {}
 
     def policy(self) -> dict[str, Any]:
         """Return when to try again, in tenacity's words."""
@@ -80,6 +82,7 @@ class Attempts(Generic[T]):
         headers = {
             "Accept": "application/json",
             "X-Request-Timeout-Ms": str(min(_MAX_TIMEOUT_MS, int(left_s * 1000))),
+            **self._key,
             **self._options.headers,
         }
         call = self._call

@@ -31,6 +31,8 @@ class Call(Generic[T]):
     content_type: str = "application/json"
     is_idempotent: bool = True
     """Whether sending it twice is as good as once, so that it may be tried again."""
+    takes_key: bool = False
+    """Whether every attempt carries the same `Idempotency-Key`."""
     answers_with: frozenset[int] = frozenset({200})
     """Statuses that carry `answer`; any other one is an error."""
 
@@ -47,5 +49,6 @@ def call_of(
         answer=answer,
         body=None if request is None else msgspec.json.encode(request),
         is_idempotent=not once,
+        takes_key=route.takes_key,
         answers_with=frozenset({route.status}),
     )

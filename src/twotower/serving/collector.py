@@ -35,6 +35,7 @@ from twotower.serving.exchange import (
 from twotower.serving.guard import Guard
 from twotower.serving.outgoing import log_failure
 from twotower.serving.problems import CLOSE, RefusedRequest
+from twotower.serving.repeats import HEADER, Repeats
 from twotower.serving.settings import CollectorSettings
 
 __all__ = ["Collector"]
@@ -61,6 +62,7 @@ class Collector:
         self._metrics = CollectorMetrics()
         self._admission = Unbounded(self._metrics.request_shed)
         """Bodies that wait for the disk are bounded by their bytes."""
+        self._repeats = Repeats(settings.remembered_keys)
         self._problem = ""
         self._problem_until_s = 0.0
 
@@ -90,7 +92,8 @@ class Collector:
         path, method = scope["path"], scope["method"]
         if path == "/v1/events":
             _expect(method, "POST")
-            self._guard.check(scope["headers"], "events")
+            found = self._guard.check(scope["headers"], "events")
+            scope["state"]["key"] = found.key_id if found else None
             return await answer_call(
                 self._collect, self._limits, self._admission, scope, {}, receive
             )
@@ -112,6 +115,10 @@ class Collector:
         return Reply(503 if problem else 200, content)
 
     async def _collect(self, call: Call) -> Reply:
+        owner, key = call.scope["state"]["key"], header(call.scope, HEADER)
+        return await self._repeats.once(owner, key, call.body, lambda: self._stored(call))
+
+    async def _stored(self, call: Call) -> Reply:
         body, waiting_bytes = call.body, self._metrics.waiting_bytes
         if waiting_bytes and waiting_bytes + len(body) > self._settings.waiting_limit_bytes:
             self._metrics.request_shed("queue_full")

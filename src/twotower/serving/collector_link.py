@@ -24,8 +24,9 @@ _IDLE: Final = 8
 """Connections that are kept for the next request."""
 _PASSED_ON: Final = frozenset(
     {b"content-type", b"content-encoding", b"authorization", b"x-api-key", b"traceparent"}
+    | {b"idempotency-key"}
 )
-_PASSED_BACK: Final = frozenset({b"retry-after", b"www-authenticate"})
+_PASSED_BACK: Final = frozenset({b"retry-after", b"www-authenticate", b"idempotent-replayed"})
 _ANY_ADDRESS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 _GONE: Final = (OSError, EOFError, asyncio.LimitOverrunError, LookupError, ValueError)
 

@@ -57,6 +57,11 @@ _REQUEST_HEADERS: Final = (
     ("X-Request-Id", {"type": "string"}, "Comes back, or a new one."),
     ("traceparent", {"type": "string"}, "Of a W3C trace; comes back."),
 )
+_IDEMPOTENCY_KEY: Final = (
+    "Idempotency-Key",
+    {"type": "string", "pattern": "^[!-~]{1,255}$"},
+    "The same body again under its key gets the same answer; another body gets 409.",
+)
 _ANSWER_HEADERS: Final = {
     "X-Request-Id": {"description": "Of this request.", "schema": {"type": "string"}},
 }
@@ -129,7 +134,8 @@ def _parameters(route: Route) -> Iterator[dict[str, Any]]:
         yield _parameter("path", name, _PLACES[name], "", required=True)
     for name, description in route.query:
         yield _parameter("query", name, _QUERIES[name], description)
-    for name, schema, description in _REQUEST_HEADERS:
+    of_route = (_IDEMPOTENCY_KEY,) if route.takes_key else ()
+    for name, schema, description in (*_REQUEST_HEADERS, *of_route):
         yield _parameter("header", name, schema, description)
 
 

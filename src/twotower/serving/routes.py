@@ -73,6 +73,8 @@ class Route(NamedTuple):
     """The type of its answer, None where the framework behind answers."""
     status: int = 200
     problems: tuple[int, ...] = ()
+    takes_key: bool = False
+    """Whether `Idempotency-Key` gives a body that is sent again the answer of the first time."""
     """Those it has besides the ones that every route like it has."""
     media_types: tuple[str, ...] = ("application/json",)
     """Of its body."""
@@ -116,7 +118,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         "A JSON array, or one object a line. Answered by the collector, which is a process of its "
         "own: every accepted row is on the disk, a bad row costs its neighbours nothing, and an "
         "event that is sent again under its event_id is stored once.",
-        list[Event], Receipt, 202, problems=(429, 503),
+        list[Event], Receipt, 202, problems=(409, 429, 503), takes_key=True,
         media_types=("application/json", "application/x-ndjson"),
     ),
     Route(

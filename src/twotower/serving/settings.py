@@ -108,6 +108,9 @@ class CollectorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     """How long they may take to arrive."""
     max_connections: Positive = 4096
     """Open connections, idle ones too; never more than the system lets the process open."""
+    remembered_keys: Annotated[int, msgspec.Meta(ge=0)] = 10_000
+    """Receipts that are kept in memory for bodies that come again under their `Idempotency-Key`,
+    the newest, together at most 16 MB; 0: none."""
     writers: Annotated[int, msgspec.Meta(ge=1, le=64)] = 8
     """Requests that are decoded and written at the same time; those that wait share one fsync."""
     keep_alive_s: Annotated[int, msgspec.Meta(ge=1, le=3600)] = 30
