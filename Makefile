@@ -6,6 +6,8 @@ PYTHON ?= python3
 PIP_ARGS ?=
 PYTEST_ARGS ?=
 MUTATE_ARGS ?=
+# of each operation of the API; 2000 make 50,000 requests, 12 make 300 and what covers the schemas
+API_EXAMPLES ?= 2000
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -82,7 +84,7 @@ test-faults: $(DEV_INSTALLED) ## the long checks: slow tests, then test-effects;
 	@$(MAKE) --no-print-directory test-effects
 
 test-api: $(DEV_INSTALLED) ## every night: 50,000 requests made from the OpenAPI document
-	TWOTOWER_API_EXAMPLES=2000 $(BIN)/python -m pytest tests/test_serving_schemathesis.py $(PYTEST_ARGS)
+	TWOTOWER_API_EXAMPLES=$(API_EXAMPLES) $(BIN)/python -m pytest tests/test_serving_schemathesis.py $(PYTEST_ARGS)
 
 check: $(DEV_INSTALLED) ## ruff, its formatting, and mypy in strict mode
 	$(BIN)/ruff check .

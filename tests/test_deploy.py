@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import promql_parser
 import pytest
 import yaml
 from typer.main import get_command
@@ -21,6 +22,7 @@ from twotower.cli.app import app
 from twotower.cli.options import DEFAULT_CONFIG
 from twotower.config import Project, load_project
 from twotower.runtime.settings import RuntimeSettings
+from twotower.serving.metric_definitions import DEFINITIONS
 from twotower.serving.routes import ROUTES
 
 if sys.version_info >= (3, 11):
@@ -321,6 +323,31 @@ def test_the_server_passes_events_on_to_where_the_collector_is(
         host = load_project(MANIFESTS / "twotower.toml").collector.host
         assert host in known
         assert "collect" in host
+
+
+def test_the_pods_that_answer_grow_with_the_load_and_never_all_leave() -> None:
+    (scaler,) = (d["spec"] for d in DOCUMENTS if d["kind"] == "HorizontalPodAutoscaler")
+    (budget,) = (d["spec"] for d in DOCUMENTS if d["kind"] == "PodDisruptionBudget")
+    target = scaler["scaleTargetRef"]
+    deployment = DEPLOYMENTS[target["name"]]
+    assert (target["apiVersion"], target["kind"]) == (deployment["apiVersion"], "Deployment")
+    assert "replicas" not in deployment["spec"]  # it would undo what the load asked for
+    assert budget["selector"] == deployment["spec"]["selector"]
+    assert 1 <= budget["maxUnavailable"] < scaler["minReplicas"] < scaler["maxReplicas"]
+    (metric,) = (one["pods"] for one in scaler["metrics"])
+    assert DEFINITIONS[metric["metric"]["name"]].kind == "gauge"
+    (rule,) = yaml.safe_load((DEPLOY / "prometheus" / "adapter.yml").read_text())["rules"]
+    assert rule["name"]["matches"] == metric["metric"]["name"]
+    labels = set(rule["resources"]["overrides"])
+    assert labels == {"namespace", "pod"}
+    query = rule["metricsQuery"].replace("<<.GroupBy>>", "pod")
+    query = query.replace("<<.LabelMatchers>>", 'pod="a"')
+    for expression in (rule["seriesQuery"], query):
+        promql_parser.parse(expression)
+        assert set(re.findall(r"twotower_\w+", expression)) == {metric["metric"]["name"]}
+    settings = project().serving
+    bound = settings.workers * settings.max_in_flight
+    assert 0 < float(metric["target"]["averageValue"]) < bound  # before anybody is refused
 
 
 def test_one_process_writes_the_event_log_and_one_learns() -> None:
