@@ -58,7 +58,7 @@ LAYERS: Final[dict[str, Layer]] = {
         " publishing.activation publishing.staging publishing.entities publishing.display"
         " publishing.delta publishing.delta_files publishing.delta_manifest publishing.delta_rows"
         " publishing.delta_writing publishing.retention"
-        " publishing.item_register publishing.item_overlay publishing.listing",
+        " publishing.item_register publishing.item_overlay publishing.listing publishing.checked",
         "errors settings entities",
     ),
     "encoding": layer(

@@ -21,7 +21,8 @@ from twotower.durable import (
     replace_file,
 )
 from twotower.errors import CorruptArtifact
-from twotower.publishing.manifest import check_name, digest_bytes, read_versioned
+from twotower.publishing.checked import decode_checked, encode_checked
+from twotower.publishing.manifest import check_name
 
 __all__ = [
     "AUDIT",
@@ -66,19 +67,9 @@ class Activation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     """BLAKE2b-256 of this record with an empty `check`."""
 
 
-def _encode(activation: Activation) -> bytes:
-    bare = msgspec.structs.replace(activation, check="")
-    check = digest_bytes(msgspec.json.encode(bare))
-    return msgspec.json.encode(msgspec.structs.replace(bare, check=check)) + b"\n"
-
-
 def _decode(content: bytes, where: str) -> Activation:
-    activation = read_versioned(content, Activation, FORMAT_VERSION, where)
-    if _encode(activation) != content:
-        raise CorruptArtifact(
-            f"{where} was altered: its checksum is wrong; no generation was loaded; "
-            "name one: twotower generations activate NAME"
-        )
+    remedy = "no generation was loaded; name one: twotower generations activate NAME"
+    activation = decode_checked(content, Activation, FORMAT_VERSION, where, remedy=remedy)
     check_name(activation.generation)
     return activation
 
@@ -97,7 +88,7 @@ def read_current(root: Path) -> Activation | None:
 
 def write_current(root: Path, activation: Activation, at_step: Step = at_nothing) -> Activation:
     """Make `activation` what is live, atomically and durably; return it with its checksum."""
-    content = _encode(activation)
+    content = encode_checked(activation)
     replace_file(root / CURRENT, content, at_step)
     return msgspec.json.decode(content, type=Activation)
 
@@ -123,7 +114,7 @@ def append_audit(root: Path, activation: Activation) -> None:
 
     A last line without an end, which a crash left, is ended first, so that it spoils no other.
     """
-    line = _encode(activation)
+    line = encode_checked(activation)
     path = root / AUDIT
     written = read_regular(path, _MAX_AUDIT_BYTES) if os.path.lexists(path) else b""
     if written.endswith(line):

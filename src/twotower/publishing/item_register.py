@@ -15,7 +15,7 @@ import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -23,14 +23,17 @@ import numpy as np
 from twotower.data.ids import Id, IdKind, as_id_array, decode_ids
 from twotower.data.schema import IdArray
 from twotower.durable import exclusive, fsync_folder, read_regular, replace_file
-from twotower.errors import CorruptArtifact
 from twotower.failpoints import failpoint
-from twotower.publishing.manifest import digest_bytes, read_versioned
+from twotower.publishing.checked import (
+    Fingerprint,
+    decode_checked,
+    encode_checked,
+    fingerprint_of,
+)
 
 __all__ = [
     "OVERLAYS",
     "DayItem",
-    "Fingerprint",
     "ItemRegister",
     "Withdrawn",
     "changing_register",
@@ -90,21 +93,9 @@ def _id_array(item_ids: Sequence[Id], kind: IdKind) -> IdArray:
     return np.unique(as_id_array(list(item_ids), kind))
 
 
-class Fingerprint(NamedTuple):
-    """What tells one content of the file from another without reading it."""
-
-    inode: int
-    bytes: int
-    changed_ns: int
-
-
 def register_fingerprint(data_path: Path) -> Fingerprint | None:
     """Return what changes with every change of the register, None where there is none."""
-    try:
-        found = os.stat(data_path / OVERLAYS / _NAME, follow_symlinks=False)
-    except FileNotFoundError:
-        return None
-    return Fingerprint(found.st_ino, found.st_size, found.st_mtime_ns)
+    return fingerprint_of(data_path / OVERLAYS / _NAME)
 
 
 def read_register(data_path: Path) -> ItemRegister:
@@ -117,19 +108,11 @@ def read_register(data_path: Path) -> ItemRegister:
     if not os.path.lexists(path):
         return ItemRegister()
     content = read_regular(path, _MAX_BYTES)
-    register = read_versioned(content, ItemRegister, FORMAT_VERSION, str(path))
-    if _encode(register) != content:
-        raise CorruptArtifact(
-            f"{path} was altered: its checksum is wrong; no item was added or withdrawn by it; "
-            "restore it from a backup, or remove it and give the commands again"
-        )
-    return register
-
-
-def _encode(register: ItemRegister) -> bytes:
-    bare = msgspec.structs.replace(register, check="")
-    check = digest_bytes(msgspec.json.encode(bare))
-    return msgspec.json.encode(msgspec.structs.replace(bare, check=check)) + b"\n"
+    remedy = (
+        "no item was added or withdrawn by it; restore it from a backup, or remove it and give the "
+        "commands again"
+    )
+    return decode_checked(content, ItemRegister, FORMAT_VERSION, str(path), remedy=remedy)
 
 
 @contextlib.contextmanager
@@ -163,7 +146,7 @@ def write_register(
         added=before.added if added is None else _in_order(added),
         withdrawn=before.withdrawn if withdrawn is None else _in_order(withdrawn),
     )
-    content = _encode(after)
+    content = encode_checked(after)
     replace_file(
         data_path / OVERLAYS / _NAME, content, lambda step: failpoint(f"items.register {step}")
     )

@@ -16,10 +16,10 @@ from typing import Final, Literal, Protocol
 from twotower.data.event_log import EventLog, has_event_log, open_event_log
 from twotower.data.example_log.manifest import examples_path, read_manifest
 from twotower.errors import CorruptArtifact, LineageError, TwoTowerError
+from twotower.publishing.checked import Fingerprint
 from twotower.publishing.day_items import item_vectors
 from twotower.publishing.delta import has_delta, read_deltas
 from twotower.publishing.item_register import (
-    Fingerprint,
     ItemRegister,
     read_register,
     register_fingerprint,

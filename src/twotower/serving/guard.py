@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from twotower.errors import CorruptArtifact
+from twotower.publishing.checked import Fingerprint
 from twotower.serving.keys import (
     ApiKey,
-    KeyFingerprint,
     KeyRegister,
     hash_key,
     key_fingerprint,
@@ -69,7 +69,7 @@ class Guard:
         self._passes: list[Pass] = []
         self._known: dict[tuple[bytes, bytes], Pass] = {}
         """By both headers as they came."""
-        self._seen: KeyFingerprint | None = None
+        self._seen: Fingerprint | None = None
         self.look()
 
     def look(self) -> None:

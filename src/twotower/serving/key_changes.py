@@ -16,13 +16,13 @@ import msgspec
 from twotower.durable import exclusive, fsync_folder, replace_file
 from twotower.errors import ConfigError, suggestion
 from twotower.failpoints import failpoint
+from twotower.publishing.checked import encode_checked
 from twotower.serving.keys import (
     SCOPES,
     ApiKey,
     KeyChange,
     KeyRegister,
     KeyScope,
-    encode_keys,
     hash_key,
     keys_path,
     read_keys,
@@ -196,4 +196,4 @@ def _write(
     )
     after = KeyRegister(keys=keys, changes=[*before.changes, change])
     path = keys_path(data_path)
-    replace_file(path, encode_keys(after), lambda step: failpoint(f"keys {step}"), mode=0o600)
+    replace_file(path, encode_checked(after), lambda step: failpoint(f"keys {step}"), mode=0o600)

@@ -14,22 +14,19 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal
 
 import msgspec
 
 from twotower.durable import read_regular
-from twotower.errors import CorruptArtifact
-from twotower.publishing.manifest import digest_bytes, read_versioned
+from twotower.publishing.checked import Fingerprint, decode_checked, fingerprint_of
 
 __all__ = [
     "SCOPES",
     "ApiKey",
     "KeyChange",
-    "KeyFingerprint",
     "KeyRegister",
     "KeyScope",
-    "encode_keys",
     "hash_key",
     "key_fingerprint",
     "keys_path",
@@ -92,14 +89,6 @@ class KeyRegister(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         return [key for key in self.keys if key.is_active(now_ms)]
 
 
-class KeyFingerprint(NamedTuple):
-    """What tells one content of the file from another without reading it."""
-
-    inode: int
-    bytes: int
-    changed_ns: int
-
-
 def hash_key(secret: bytes) -> str:
     """Return what is stored of a key."""
     return hashlib.sha256(secret).hexdigest()
@@ -110,13 +99,9 @@ def keys_path(data_path: Path) -> Path:
     return data_path / _FOLDER / _NAME
 
 
-def key_fingerprint(data_path: Path) -> KeyFingerprint | None:
+def key_fingerprint(data_path: Path) -> Fingerprint | None:
     """Return what changes with every change of the keys, None where there is no file of them."""
-    try:
-        found = os.stat(keys_path(data_path), follow_symlinks=False)
-    except FileNotFoundError:
-        return None
-    return KeyFingerprint(found.st_ino, found.st_size, found.st_mtime_ns)
+    return fingerprint_of(keys_path(data_path))
 
 
 def read_keys(data_path: Path) -> KeyRegister | None:
@@ -129,17 +114,7 @@ def read_keys(data_path: Path) -> KeyRegister | None:
     if not os.path.lexists(path):
         return None
     content = read_regular(path, _MAX_BYTES)
-    register = read_versioned(content, KeyRegister, FORMAT_VERSION, str(path))
-    if encode_keys(register) != content:
-        raise CorruptArtifact(
-            f"{path} was altered: its checksum is wrong; no key of it is accepted; restore it from "
-            "a backup, or remove it and create the keys again"
-        )
-    return register
-
-
-def encode_keys(register: KeyRegister) -> bytes:
-    """Return the file's bytes, with its checksum."""
-    bare = msgspec.structs.replace(register, check="")
-    check = digest_bytes(msgspec.json.encode(bare))
-    return msgspec.json.encode(msgspec.structs.replace(bare, check=check)) + b"\n"
+    remedy = (
+        "no key of it is accepted; restore it from a backup, or remove it and create the keys again"
+    )
+    return decode_checked(content, KeyRegister, FORMAT_VERSION, str(path), remedy=remedy)
