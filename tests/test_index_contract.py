@@ -284,6 +284,41 @@ def test_the_chosen_effort_survives_saving(tmp_path: Path) -> None:
     _assert_equal(opened.search(queries, 10), index.search(queries, 10))
 
 
+@pytest.mark.parametrize("engine", INSTALLED, ids=lambda engine: engine.name)
+def test_conditions_get_the_effort_that_their_own_target_needs(
+    engine: NativeEngine, tmp_path: Path
+) -> None:
+    ids, vectors = random_items(4000)
+    queries = random_items(200, seed=1)[1]
+    settings = IndexSettings(
+        engine=engine.name,  # type: ignore[arg-type]
+        ann_recall_target=0.5,
+        filtered_recall_target=0.97,
+    )
+    index, choice = choose_index(Items(ids, vectors, queries), settings, 10)
+    index.save(tmp_path / "index")
+    opened = open_index(tmp_path / "index")
+    for half in (ids[vectors[:, 0] > np.median(vectors[:, 0])], ids[::2]):
+        exact = ExactIndex.build(ids, vectors).search(queries, 10, allowed=half)
+        assert ann_recall(opened.search(queries, 10, allowed=half), exact) >= 0.95
+    assert choice.trials[0].filtered_recall >= 0.97
+    assert isinstance(opened, FrozenIndex)
+    assert opened.filter_factor == choice.trials[0].filter_factor
+
+
+def test_an_index_of_format_1_is_searched_under_conditions_as_it_was(tmp_path: Path) -> None:
+    index = FrozenIndex.build(Ivf(), *random_items(2000))
+    index.filter_factor = 3.0
+    index.save(tmp_path / "index")
+    header = tmp_path / "index" / "index.json"
+    told = msgspec.json.decode(header.read_bytes())
+    del told["filter_factor"]
+    header.write_bytes(msgspec.json.encode(told | {"format_version": 1}))
+    opened = open_index(tmp_path / "index")
+    assert isinstance(opened, FrozenIndex)
+    assert (opened.effort, opened.filter_factor) == (index.effort, 1.0)
+
+
 def test_tuning_says_when_the_target_was_not_reached() -> None:
     index = FrozenIndex.build(Ivf(), *random_items(2000), min_native_items=1)
     tuning = tune(index, random_items(20, seed=1)[1], 10, 1.01)

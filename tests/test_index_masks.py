@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import numpy as np
 import pytest
 
 from twotower.errors import DataError
+from twotower.index import masked
 from twotower.index.contract import random_items
 from twotower.index.exact import ExactIndex
 from twotower.index.frozen import FrozenIndex
@@ -157,6 +159,53 @@ def test_products_are_those_of_the_named_rows_and_none_for_padding(engine: Nativ
     wanted = np.einsum("nd,nkd->nk", QUERIES[:2], VECTORS[rows])
     assert np.isneginf(found[rows < 0]).all()
     assert np.allclose(found[rows >= 0], wanted[rows >= 0], atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["exact", "faiss_ivf"])
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_a_mask_that_never_changes_is_kept_with_the_items_it_was_for(
+    kind: str, share: float
+) -> None:
+    index = ExactIndex.build(IDS, VECTORS) if kind == "exact" else built()
+    mask = np.random.default_rng(0).random(2000) < share
+    mask.flags.writeable = False
+    before = index.search(QUERIES, 20, allowed=mask)
+    assert same(before, EXACT.search(QUERIES, 20, allowed=mask.copy()))
+    index.delete(before.ids[0])
+    assert not np.isin(before.ids[0], index.search(QUERIES, 20, allowed=mask).ids).any()
+
+
+@pytest.mark.parametrize("kind", ["exact", "faiss_ivf"])
+def test_a_mask_that_may_change_is_read_again(kind: str) -> None:
+    index = ExactIndex.build(IDS, VECTORS) if kind == "exact" else built()
+    mask = IDS < 1000
+    assert (index.search(QUERIES, 20, allowed=mask).ids < 1000).all()
+    np.logical_not(mask, out=mask)
+    assert (index.search(QUERIES, 20, allowed=mask).ids >= 1000).all()
+
+
+def test_few_allowed_rows_are_scanned_and_more_where_lists_would_look_at_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(masked, "_FEW_ROWS", 100)
+    index, scans = built(), list[int]()
+
+    def counted(search: masked.MaskedSearch, queries: FloatArray, k: int, mask: RowMask) -> Any:
+        scans.append(mask.num_allowed)
+        return search.rows.search(queries, k, among=mask.allowed_rows())
+
+    monkeypatch.setattr(masked.MaskedSearch, "_scan", counted)
+    for effort, num_allowed, is_scanned in (
+        (1, 100, True),
+        (1, 250, False),
+        (index.efforts()[-1], 250, False),
+        (index.efforts()[-1], 240, True),
+        (index.efforts()[-1], 300, False),
+    ):
+        index.effort, scans[:] = effort, []
+        found = index.search(QUERIES[:1], 5, allowed=IDS[::6][:num_allowed])
+        assert (found.ids >= 0).all()
+        assert scans == ([num_allowed] if is_scanned else []), (effort, num_allowed)
 
 
 def test_threads_hide_apart() -> None:

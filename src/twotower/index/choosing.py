@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 import msgspec
+import numpy as np
 
 from twotower.errors import ConfigError, MissingExtra
 from twotower.index.exact import ExactIndex
@@ -24,9 +25,18 @@ from twotower.index.milvus import Milvus
 from twotower.index.native import NativeEngine
 from twotower.index.scann import Scann
 from twotower.index.settings import IndexSettings
-from twotower.index.tuning import Point, tune
+from twotower.index.tuning import Point, tune, tune_filters
 
-__all__ = ["ENGINES", "NATIVE", "Choice", "ChosenIndex", "Items", "Trial", "choose_index"]
+__all__ = [
+    "ENGINES",
+    "NATIVE",
+    "Choice",
+    "ChosenIndex",
+    "Items",
+    "Trial",
+    "choose_index",
+    "one_side",
+]
 
 NATIVE: Final[Mapping[str, NativeEngine]] = {
     engine.name: engine
@@ -45,6 +55,10 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     """Whether some effort found the target's share of what an exact search finds."""
     curve: tuple[Point, ...] = ()
     """Every effort that was measured, ascending; the last one was set."""
+    filter_factor: float = 1.0
+    """How many times that effort a search with conditions makes."""
+    filtered_recall: float = 1.0
+    """What it then found where half of the items were allowed."""
     passed_over: str = ""
     """Why it was not taken; empty for the chosen one."""
 
@@ -167,8 +181,28 @@ def _try(name: str, items: Items, settings: IndexSettings, k: int) -> _Tried:
     if items.queries is None or not len(items.queries):
         return _Tried(index, Trial(engine=name, build_s=build_s))
     tuning = tune(index, items.queries, k, settings.ann_recall_target)
-    trial = Trial(engine=name, build_s=build_s, reached=tuning.reached, curve=tuning.measured)
+    target = settings.filtered_recall_target
+    filtered = tune_filters(index, items.queries, k, target, one_side(items))
+    trial = Trial(
+        engine=name,
+        build_s=build_s,
+        reached=tuning.reached,
+        curve=tuning.measured,
+        filter_factor=index.filter_factor,
+        filtered_recall=filtered,
+    )
     return _Tried(index, trial)
+
+
+def one_side(items: Items) -> IntArray:
+    """Return the labels of half of the items, which lie on one side of a random plane.
+
+    What items have in common lies together in the space, so that some users are far from all that
+    their condition allows: harder to find than a half at random.
+    """
+    across = np.random.default_rng(items.seed).standard_normal(items.vectors.shape[1])
+    side = items.vectors @ across.astype(np.float32)
+    return items.ids[side >= np.median(side)]
 
 
 def _since(began: float) -> float:

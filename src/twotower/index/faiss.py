@@ -154,6 +154,10 @@ class Ivf(_Faiss):
         lists = int(native.nlist)
         return doubling(fewest_lists(lists, int(native.ntotal)), lists)
 
+    def looked_at(self, native: Any, effort: int) -> int | None:
+        """See `NativeEngine.looked_at`."""
+        return int(min(1.0, effort / native.nlist) * native.ntotal)
+
 
 class IvfFlat(Ivf):
     """Inverted lists with whole vectors: nothing is lost to codes, and the vectors lie there twice.
@@ -183,6 +187,10 @@ class IvfPq(Ivf):
     def codes(self, dimensions: int) -> str:
         """See `Ivf.codes`; as many parts as divide the dimensions, of two each where they do."""
         return f"PQ{dimensions // 2 if dimensions % 2 == 0 else dimensions}x4fs"
+
+    def looked_at(self, native: Any, effort: int) -> int | None:
+        """See `NativeEngine.looked_at`."""
+        return None
 
     def search(self, native: Any, queries: FloatArray, how: NativeSearch) -> IntArray:
         """See `NativeEngine.search`."""

@@ -9,8 +9,10 @@ Legend: `M` items in the native index, `N` items in all, `D` dimensions.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -29,7 +31,7 @@ from twotower.index.interface import (
 )
 from twotower.index.masked import MaskedSearch
 from twotower.index.native import NativeEngine
-from twotower.index.row_mask import SharedMask
+from twotower.index.row_mask import KeptMasks, SharedMask
 from twotower.index.rows import VectorRows, empty_rows, make_rows
 from twotower.index.storage import (
     IndexHeader,
@@ -82,6 +84,7 @@ class FrozenIndex(TunableIndex):
         self._engine = engine
         self._snapshot = snapshot
         self._dimensions = snapshot.base.vectors.shape[1]
+        self._masks = KeptMasks()
         self._writing = threading.Lock()
 
     @classmethod
@@ -129,13 +132,17 @@ class FrozenIndex(TunableIndex):
         native = self._snapshot.native
         return (self.effort,) if native is None else self._engine.efforts(native)
 
-    def search_exactly(self, queries: FloatArray, k: int) -> SearchResult:
+    def search_exactly(
+        self, queries: FloatArray, k: int, allowed: BoolArray | IntArray | None = None
+    ) -> SearchResult:
         """See `TunableIndex.search_exactly`."""
-        snapshot = self._snapshot
+        base, _, live, added = self._snapshot
         checked = check_search(queries, self._dimensions, k, None)
-        gone = snapshot.live.hiding_nothing().hidden_rows()
-        found = snapshot.base.search(checked, k, gone=gone)
-        return merge(found, snapshot.added.search(checked, k), k)
+        if allowed is not None:
+            added = added.take(added.allowed_rows(allowed))
+            live = _allowing(base, live, allowed)
+        found = base.search(checked, k, gone=live.hiding_nothing().hidden_rows())
+        return merge(found, added.search(checked, k), k)
 
     def search(
         self,
@@ -151,16 +158,15 @@ class FrozenIndex(TunableIndex):
         """
         base, native, live, added = self._snapshot
         checked = check_search(queries, self._dimensions, k, exclude)
-        if allowed is not None:
+        if allowed is not None and len(added.ids):
             added = added.take(added.allowed_rows(allowed))
         if native is None:
             return added.search(checked, k, exclude)
-        mask = live
+        effort = self.effort
         if allowed is not None:
-            mask = SharedMask(live.allowed & base.allowed_mask(allowed))
-        found = MaskedSearch(self._engine, native, base, mask, self.effort).search(
-            checked, k, exclude
-        )
+            live = self._masks.of(allowed, live, partial(_allowing, base, live, allowed))
+            effort = math.ceil(effort * self.filter_factor)
+        found = MaskedSearch(self._engine, native, base, live, effort).search(checked, k, exclude)
         return merge(found, added.search(checked, k, exclude), k) if len(added.ids) else found
 
     def upsert(self, ids: IntArray, vectors: FloatArray) -> None:
@@ -189,9 +195,14 @@ class FrozenIndex(TunableIndex):
             dimensions=self._dimensions,
             num_items=snapshot.num_items(),
             effort=self.effort,
+            filter_factor=self.filter_factor,
             files=file_sizes(folder),
         )
         write_header(folder, header)
+
+
+def _allowing(base: VectorRows, live: SharedMask, allowed: BoolArray | IntArray) -> SharedMask:
+    return SharedMask(live.allowed & base.allowed_mask(allowed))
 
 
 def open_frozen(engine: NativeEngine, folder: Path, header: IndexHeader, mmap: bool) -> FrozenIndex:
@@ -212,4 +223,6 @@ def open_frozen(engine: NativeEngine, folder: Path, header: IndexHeader, mmap: b
             f"the index in {folder} was not loaded: expected {header.num_items} items and an "
             f"effort, found {snapshot.num_items()} and {header.effort}; publish it again"
         )
-    return FrozenIndex(engine, snapshot, header.effort)
+    index = FrozenIndex(engine, snapshot, header.effort)
+    index.filter_factor = header.filter_factor
+    return index

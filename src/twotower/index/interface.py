@@ -74,7 +74,8 @@ class VectorIndex(ABC):
             exclude: One array of labels a query that its answer must not hold; unknown labels
                 are ignored.
             allowed: Labels that any answer may hold: `int64[m]`, or a mask `bool[m]` over labels
-                0 to m-1. None allows all.
+                0 to m-1. None allows all. What is worked out of a mask that is read-only is kept:
+                it must never change.
 
         Raises:
             DataError: an argument has the wrong shape or type, or is not finite.
@@ -123,13 +124,17 @@ class TunableIndex(VectorIndex):
 
     effort: int
     """Candidates' lists probed (IVF) or candidates kept in view (HNSW)."""
+    filter_factor: float = 1.0
+    """How many times that effort a search with conditions makes, beside what they thin out."""
 
     @abstractmethod
     def efforts(self) -> Sequence[int]:
         """Return the settings of `effort` worth trying, ascending."""
 
     @abstractmethod
-    def search_exactly(self, queries: FloatArray, k: int) -> SearchResult:
+    def search_exactly(
+        self, queries: FloatArray, k: int, allowed: BoolArray | IntArray | None = None
+    ) -> SearchResult:
         """Return what `search` would if it looked at every item: the oracle of ANN recall."""
 
 

@@ -25,7 +25,11 @@ from twotower.index.top_k import TopK, best_candidates, top_k
 __all__ = ["MaskedSearch"]
 
 _MIN_ALLOWED_SHARE: Final = 0.15
-"""Below this share of the items allowed, scanning those is faster than the index, and exact."""
+"""From this share of the items allowed on, they are never scanned."""
+_FEW_ROWS: Final = 20_000
+"""Below that share, so many are always scanned: exact, in some tenths of a millisecond."""
+_LOOKS_A_PRODUCT: Final = 8
+"""Masked rows that lists pass over in the time of one inner product with a row in memory."""
 _FEWEST_SPARE: Final = 16
 """Candidates more than are asked for, where codes propose them."""
 
@@ -60,7 +64,7 @@ class MaskedSearch(NamedTuple):
 
     def _masked(self, queries: FloatArray, k: int, mask: RowMask) -> SearchResult:
         num_allowed, num_rows = mask.fewest_allowed, len(mask.shared.allowed)
-        if num_allowed < _MIN_ALLOWED_SHARE * num_rows:
+        if num_allowed < _MIN_ALLOWED_SHARE * num_rows and self._is_scanned(num_allowed, num_rows):
             return self._scan(queries, k, mask)
         depth = min(self._depth(k), num_rows)
         if num_allowed == num_rows:
@@ -72,6 +76,16 @@ class MaskedSearch(NamedTuple):
             short = answer.ids[:, min(k, mask.num_allowed) - 1] < 0
             answer.ids[short], answer.scores[short] = self._scan(queries[short], k, mask)
         return answer
+
+    def _is_scanned(self, num_allowed: int, num_rows: int) -> bool:
+        """Return whether scanning the few allowed rows takes less than the index, or is exact.
+
+        Of millions of rows even a tenth is more than lists look at to find as many of them.
+        """
+        if num_allowed <= _FEW_ROWS:
+            return True
+        looked_at = self.engine.looked_at(self.native, round(self.effort * num_rows / num_allowed))
+        return looked_at is None or looked_at > _LOOKS_A_PRODUCT * num_allowed
 
     def _scan(self, queries: FloatArray, k: int, mask: RowMask) -> SearchResult:
         rows = mask.allowed_rows()

@@ -68,6 +68,10 @@ class NativeEngine(ABC):
         nothing, so that any number of threads may search.
         """
 
+    def looked_at(self, native: Any, effort: int) -> int | None:
+        """Return about how many of the `M` rows a search looks at; None where no mask thins it."""
+        return None
+
     def products(self, vectors: FloatArray, queries: FloatArray, rows: IntArray) -> FloatArray:
         """Return the inner product of each query with each of its rows of `vectors`.
 

@@ -7,6 +7,7 @@ Legend: `M` rows of the native index, `E` rows that one search hides.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from typing import Final, NamedTuple
 
@@ -15,11 +16,12 @@ import numpy.typing as npt
 
 from twotower.index.interface import BoolArray, IntArray
 
-__all__ = ["ByteArray", "MaskCopy", "RowMask", "SharedMask"]
+__all__ = ["ByteArray", "KeptMasks", "MaskCopy", "RowMask", "SharedMask"]
 
 ByteArray = npt.NDArray[np.uint8]
 
 _NO_ROWS: Final[IntArray] = np.zeros(0, np.int64)
+_MOST_KEPT: Final = 16
 
 
 class SharedMask:
@@ -46,6 +48,29 @@ class SharedMask:
     def hiding_nothing(self) -> RowMask:
         """Return the mask as it is."""
         return RowMask(self, _NO_ROWS)
+
+
+class KeptMasks:
+    """The masks of conditions that many searches share, each worked out once.
+
+    Kept by the array that a caller hands over again, which is held so that no other takes its
+    place; only of those that are read-only.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[int, int], tuple[object, object, SharedMask]] = {}
+
+    def of(self, allowed: object, state: object, make: Callable[[], SharedMask]) -> SharedMask:
+        """Return the mask of what is allowed in some state of an index, if need be from `make`."""
+        if not isinstance(allowed, np.ndarray) or allowed.flags.writeable:
+            return make()
+        key = (id(allowed), id(state))
+        kept = self._kept.get(key)
+        if kept is None:
+            if len(self._kept) >= _MOST_KEPT:
+                self._kept.clear()
+            kept = self._kept[key] = (allowed, state, make())
+        return kept[2]
 
 
 class RowMask(NamedTuple):

@@ -53,4 +53,6 @@ class IndexSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """What auto builds and tunes if installed; the quickest that reaches the target is kept."""
     ann_recall_target: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.95
     """Recall of the approximate search against the exact one that its setting must reach."""
+    filtered_recall_target: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.99
+    """The same where conditions allow half of the items: they get an effort of their own."""
     milvus: MilvusSettings = MilvusSettings()

@@ -31,7 +31,9 @@ __all__ = [
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
 _MAGIC: Final = "twotower-index"
-_FORMAT_VERSION: Final = 1
+_FORMAT_VERSION: Final = 2
+_READ_VERSIONS: Final = (1, 2)
+"""Format 1 had no `filter_factor`."""
 _HEADER_NAME: Final = "index.json"
 
 
@@ -45,6 +47,8 @@ class IndexHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     num_items: int
     effort: int | None = None
     """The chosen search effort of an approximate engine."""
+    filter_factor: float = 1.0
+    """How many times that effort a search with conditions makes."""
     files: dict[str, int]
     """Size of every file of the folder in bytes, by its name relative to the folder."""
 
@@ -87,7 +91,7 @@ def read_header(folder: Path) -> IndexHeader:
         header = msgspec.json.decode((folder / _HEADER_NAME).read_bytes(), type=IndexHeader)
     except (OSError, msgspec.MsgspecError) as error:
         raise _refused(folder, f"{_HEADER_NAME} cannot be read: {error}") from error
-    if (header.magic, header.format_version) != (_MAGIC, _FORMAT_VERSION):
+    if header.magic != _MAGIC or header.format_version not in _READ_VERSIONS:
         found = f"{header.magic!r} version {header.format_version}"
         raise _refused(folder, f"expected {_MAGIC!r} version {_FORMAT_VERSION}, found {found}")
     sizes = file_sizes(folder)

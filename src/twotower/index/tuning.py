@@ -12,9 +12,9 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from twotower.errors import DataError
-from twotower.index.interface import FloatArray, SearchResult, TunableIndex, VectorIndex
+from twotower.index.interface import FloatArray, IntArray, SearchResult, TunableIndex, VectorIndex
 
-__all__ = ["Point", "Tuning", "ann_recall", "measure_point", "num_found", "tune"]
+__all__ = ["Point", "Tuning", "ann_recall", "measure_point", "num_found", "tune", "tune_filters"]
 
 _TIMED_S: Final = 0.25
 _LEAST_TIMED: Final = 5
@@ -60,6 +60,27 @@ def tune(index: TunableIndex, queries: FloatArray, k: int, target: float) -> Tun
             break
     best = measured[-1]
     return Tuning(best.effort, best.ann_recall, best.ann_recall >= target, tuple(measured))
+
+
+def tune_filters(
+    index: TunableIndex, queries: FloatArray, k: int, target: float, half: IntArray
+) -> float:
+    """Set how many times its effort a tuned index makes where there are conditions.
+
+    The smallest number with which it finds `target` of what an exact search finds among `half` of
+    the labels; fewer are easier, because the effort grows as they thin out.
+
+    Returns:
+        The recall that was reached, below `target` where no effort is enough.
+    """
+    exact = index.search_exactly(queries, k, half)
+    recall, least = 0.0, index.effort
+    for effort in (each for each in index.efforts() if each >= least):
+        index.filter_factor = effort / least
+        recall = ann_recall(index.search(queries, k, allowed=half), exact)
+        if recall >= target:
+            break
+    return recall
 
 
 def measure_point(

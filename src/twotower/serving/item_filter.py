@@ -90,6 +90,9 @@ class ItemFilter:
             day_mask &= check.holds(of_day)
             notes += check.notes
         mask[numbers] = day_mask  # these have the features that they came with
+        mask.flags.writeable = (
+            False  # an index keeps what it works out of a mask that never changes
+        )
         return Allowed(mask, list(dict.fromkeys(notes)))
 
     def _day_items(self) -> tuple[IntArray, EncodedFeatures]:
