@@ -3,26 +3,38 @@
     python benchmarks/bench_publishing.py --json bench-publishing.json
     python benchmarks/bench_publishing.py --quick
 
-One real server of one worker, asked at a quarter of its capacity by a process of its own, first in
-peace, then while 20 generations with 4 deltas each go live one after the other and every other one
-is rolled back: 100 publishes and 10 roll-backs (`--quick`: 20 and 2). Generations and deltas lie
-ready, so what is measured is loading, checking, warming and swapping, not training. Item IDs and
-scores of an answer tell which generation and which delta made it, so every answer is checked
-afterwards, also those that name the wrong one.
+One real server of one worker with the settings that it comes with, asked at `--share` of its
+capacity by a process of its own, first in peace, then while 20 generations with 4 deltas each go
+live one after the other and every other one is rolled back: 100 publishes and 10 roll-backs
+(`--quick`: 20 and 2), without a pause between them. Generations and deltas lie ready: to publish is
+to activate here, so what is measured is loading, checking, warming and swapping, neither training
+nor building. The server has the first core to itself, with all its processes; who asks has the
+last one, and who activates, which is to verify a generation once more, has what is left of that.
+Nobody asks the server whether it is ready: the answers tell. Item IDs and scores of an answer tell
+which generation and which delta made it, so every answer is checked afterwards, also those that
+name the wrong one.
 
 - `failed`, `mixed`, `backwards`: answers that are no 200, that are not what their generation and
   delta say, that are older than one before them on their connection.
 - `p99_over_quiet`: p99 of the second part over that of the first.
-- `stalls_over_20_ms`: times longer than that in which requests waited and none was answered.
-- `live_after_s`: from the activation of a generation until every answer comes from it, the median.
+- `stalls_over_20_ms`: times longer than that in which requests waited and none was answered; those
+  of the first part, `_quiet`, are the machine's.
+- `unsent`: requests that were due while all connections waited: nobody asked them.
+- `live_after_s`, `delta_live_after_s`, `rolled_back_after_s`: until every answer comes from what
+  was made live, the median; of a roll-back with its deltas.
+- `first_over_p50`: how long the first answer of each generation took over the p50 of the quiet
+  part, the median; `first_at_start_over_p50`: of the first request after the server was ready.
+- `memory_after_over_before`: of the worker, mapped files included.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import multiprocessing
 import os
+import re
 import socket
 import sys
 import tempfile
@@ -41,8 +53,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from bench_overload import K, Load
 from bench_search import commit
-from serving_project import USERS, RunningServer, running_server, write_project
-from test_serving_day import publish_delta, wait_delta
+from serving_project import USERS, RunningServer, eventually, running_server, write_project
+from test_serving_day import publish_delta
 from tiny_checkpoint import tiny_checkpoint
 from twotower.data.ids import Id
 from twotower.index.settings import IndexSettings
@@ -50,12 +62,22 @@ from twotower.publishing.delta import Delta, delta_folder
 from twotower.publishing.publisher import publish
 from twotower.publishing.store import ModelStore
 from twotower.serving.retriever import Retriever
+from twotower.serving.settings import ServingSettings
 
 CONNECTIONS: Final = 4
-SHARE_OF_CAPACITY: Final = 0.25
+CAPACITY_S: Final = 3.0
+SHARE_OF_CAPACITY: Final = 0.7
 STALL_S: Final = 0.020
 DELTAS: Final = 4
 """Of each generation."""
+FIRST: Final = 0
+LAST: Final = -1
+_CORES: Final = sorted(os.sched_getaffinity(0))
+_NUMBERS: Final = {
+    name: re.compile(rb'"%s":(\d+)' % name.encode()) for name in ("sequence", "delta")
+}
+MadeBy = Any
+"""Shared by the processes: of each connection, what its last answer was made by."""
 Expected = Mapping[tuple[str, int], Mapping[Id, list[tuple[Id, float]]]]
 
 
@@ -71,11 +93,13 @@ class Seen(NamedTuple):
 
 
 class Watch(Load):
-    """A load that keeps every answer."""
+    """A load that keeps every answer, and tells what the last one on each connection came from."""
 
-    def __init__(self, address: tuple[str, int], number: int, users: Sequence[Id]) -> None:
-        super().__init__(address, number, users)
+    def __init__(self, address: tuple[str, int], users: Sequence[Id], newest: MadeBy) -> None:
+        super().__init__(address, CONNECTIONS, users)
         self.seen: list[Seen] = []
+        self._newest = newest
+        self._places = {connection: place for place, connection in enumerate(self._idle)}
 
     def answered(
         self, connection: socket.socket, latency_s: float, is_whole: bool, body: bytes
@@ -85,16 +109,32 @@ class Watch(Load):
         sent_s = time.perf_counter() - latency_s
         user = self.asked[connection]
         self.seen.append(Seen(sent_s, latency_s, connection.fileno(), user, is_whole, body))
+        self._newest[self._places[connection]] = made_by(body)
 
 
-def watch(address: tuple[str, int], rate: float, ends: Connection) -> None:
+def made_by(body: bytes) -> int:
+    """Return activation and delta of an answer as one number that grows; cheap."""
+    found = [_NUMBERS[name].search(body) for name in ("sequence", "delta")]
+    sequence, delta = (int(one.group(1)) if one else 0 for one in found)
+    return sequence * 1000 + delta
+
+
+def watch(address: tuple[str, int], rate: float, newest: MadeBy, ends: Connection) -> None:
     """Ask at a rate until told to stop, then hand the answers over; a process of its own."""
-    watched = Watch(address, CONNECTIONS, USERS)
+    pin(os.getpid(), LAST)
+    gc.disable()  # its pauses would be taken for the server's
+    watched = Watch(address, USERS, newest)
     ends.send(True)
     while not ends.poll():
         watched.run(0.25, rate)
-    ends.send([tuple(one) for one in watched.seen])
+    ends.send(([tuple(one) for one in watched.seen], watched.num_unsent))
     watched.close()
+
+
+def pin(pid: int, place: int) -> None:
+    """Keep a process, and what it starts, on one core, where there are two."""
+    if len(_CORES) > 1:
+        os.sched_setaffinity(pid, {_CORES[place]})
 
 
 class Watching:
@@ -103,16 +143,23 @@ class Watching:
     def __init__(self, server: RunningServer, rate: float) -> None:
         context = multiprocessing.get_context("spawn")
         self._ends, other = context.Pipe()
-        self._process = context.Process(target=watch, args=(server.address, rate, other))
+        self._newest = context.Array("q", CONNECTIONS, lock=False)
+        given = (server.address, rate, self._newest, other)
+        self._process = context.Process(target=watch, args=given)
         self._process.start()
         self._ends.recv()
 
-    def end(self) -> list[Seen]:
-        """Stop asking; return all answers."""
+    def wait(self, sequence: int, delta: int = 0) -> None:
+        """Until the last answer on every connection comes from this activation and delta."""
+        wanted = sequence * 1000 + delta
+        eventually(lambda: min(self._newest) >= wanted)
+
+    def end(self) -> tuple[list[Seen], int]:
+        """Stop asking; return all answers, and how many requests were not sent."""
         self._ends.send(True)
-        seen = [Seen(*one) for one in self._ends.recv()]
+        seen, num_unsent = self._ends.recv()
         self._process.join()
-        return seen
+        return [Seen(*one) for one in seen], num_unsent
 
 
 class Staged:
@@ -156,20 +203,32 @@ def answer_of(retriever: Retriever, user: Id) -> list[tuple[Id, float]]:
     return [(one.item_id, float(np.float32(one.score))) for one in found]
 
 
-def publish_all(staged: Staged, server: RunningServer) -> list[float]:
-    """Make everything live in turn; return the seconds until each generation was served."""
-    taken = []
+class Taken(NamedTuple):
+    """Seconds until every answer came from what was made live."""
+
+    full: list[float]
+    delta: list[float]
+    roll_back: list[float]
+
+
+def publish_all(staged: Staged, watching: Watching) -> Taken:
+    """Make everything live in turn."""
+    taken = Taken([], [], [])
     for place, name in enumerate(staged.names):
-        began_s = time.perf_counter()
         sequence = staged.store.activate(name, force=True).sequence
-        server.wait_ready(sequence)
-        taken.append(time.perf_counter() - began_s)
+        began_s = time.perf_counter()
+        watching.wait(sequence)
+        taken.full.append(time.perf_counter() - began_s)
         for number in range(1, DELTAS + 1):
+            began_s = time.perf_counter()
             staged.publish_delta(name, number)
-            wait_delta(server, number)
+            watching.wait(sequence, number)
+            taken.delta.append(time.perf_counter() - began_s)
         if place % 2:
-            server.wait_ready(staged.store.roll_back().sequence)
-            wait_delta(server, DELTAS)
+            back = staged.store.roll_back()
+            began_s = time.perf_counter()
+            watching.wait(back.sequence, DELTAS)
+            taken.roll_back.append(time.perf_counter() - began_s)
     return taken
 
 
@@ -191,11 +250,36 @@ def checked(seen: Sequence[Seen], expected: Expected) -> dict[str, int]:
     return found
 
 
+def capacity_of(server: RunningServer) -> float:
+    """Return the answers a second of connections that ask again as soon as they are answered."""
+    closed = Load(server.address, CONNECTIONS, USERS)
+    closed.run(CAPACITY_S, None)
+    closed.close()
+    return len(closed.latencies_s) / CAPACITY_S
+
+
 def waits(seen: Sequence[Seen], suffix: str = "") -> dict[str, float]:
     """Return how long answers took."""
     shares = {"p50": 50, "p99": 99, "p999": 99.9, "longest": 100}
     found = np.percentile([one.latency_s for one in seen], list(shares.values())) * 1000
     return {f"{name}_ms{suffix}": float(one) for name, one in zip(shares, found, strict=True)}
+
+
+def first_answers(seen: Sequence[Seen]) -> float:
+    """Return how long the first answer of an activation took, the median."""
+    first: dict[int, Seen] = {}
+    for one in sorted(seen, key=lambda one: one.sent_s):
+        first.setdefault(made_by(one.body) // 1000, one)
+    return median(one.latency_s for one in first.values())
+
+
+def first_at_start(server: RunningServer) -> float:
+    """Return how long the first request took over the median of the next 200."""
+    one = Load(server.address, 1, USERS)
+    while len(one.latencies_s) <= 200:
+        one.run(0.01, None)
+    one.close()
+    return one.latencies_s[0] / median(one.latencies_s[1:])
 
 
 def stalls(seen: Sequence[Seen]) -> int:
@@ -209,33 +293,59 @@ def stalls(seen: Sequence[Seen]) -> int:
     return number
 
 
-def measure(folder: Path, num_items: int, num_full: int, quiet_s: float) -> dict[str, Any]:
+def resident_bytes(server: RunningServer) -> int:
+    """Return the memory of the worker, mapped files included."""
+    (pid,) = server.worker_pids()
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS:"))
+
+
+def measure(
+    folder: Path, num_items: int, num_full: int, quiet_s: float, share: float
+) -> dict[str, Any]:
     """Return all figures."""
-    staged = Staged(folder, num_items, num_full)
-    staged.store.activate(staged.names[0], force=True)
-    with running_server(write_project(folder)) as server:
-        closed = Load(server.address, CONNECTIONS, USERS)
-        closed.run(3.0, None)
-        closed.close()
-        rate = SHARE_OF_CAPACITY * len(closed.latencies_s) / 3.0
+    staged = Staged(folder, num_items, num_full + 1)
+    first = staged.names.pop(0)
+    staged.store.activate(first, force=True)
+    for number in range(1, DELTAS + 1):  # answers cost as much as those of the others
+        staged.publish_delta(first, number)
+    pin(0, FIRST)
+    with running_server(write_project(folder, poll_s=ServingSettings().poll_s)) as server:
+        pin(0, LAST)
+        first_over_p50 = first_at_start(server)
+        capacity = capacity_of(server)
+        rate = share * capacity
         watching = Watching(server, rate)
         time.sleep(quiet_s)
-        quiet = watching.end()
+        quiet, _ = watching.end()
+        before_bytes = resident_bytes(server)
         watching = Watching(server, rate)
-        taken = publish_all(staged, server)
-        busy = watching.end()
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))  # who asks goes first
+        began_s = time.perf_counter()
+        taken = publish_all(staged, watching)
+        busy_s = time.perf_counter() - began_s
+        busy, num_unsent = watching.end()
+        after_bytes = resident_bytes(server)
     calm, found = waits(quiet, "_quiet"), waits(busy)
     return {
         "publishes": num_full * (1 + DELTAS),
         "roll_backs": num_full // 2,
+        "seconds": busy_s,
         **checked(busy, staged.expected),
+        "unsent": num_unsent,
         "p99_over_quiet": found["p99_ms"] / calm["p99_ms_quiet"],
         "stalls_over_20_ms": stalls(busy),
         "stalls_over_20_ms_quiet": stalls(quiet),
-        "live_after_s": median(taken),
+        "live_after_s": median(taken.full),
+        "delta_live_after_s": median(taken.delta),
+        "rolled_back_after_s": median(taken.roll_back),
+        "first_over_p50": 1000 * first_answers(busy) / calm["p50_ms_quiet"],
+        "first_at_start_over_p50": first_over_p50,
+        "memory_after_over_before": after_bytes / before_bytes,
         **found,
         **calm,
         "requests_per_s": rate,
+        "share_of_capacity": share,
         "items": num_items,
         "load_average": os.getloadavg()[0],
         "commit": commit(),
@@ -248,10 +358,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--quick", action="store_true", help="20 publishes and 2 roll-backs")
     parser.add_argument("--items", type=int, default=100_000)
+    parser.add_argument("--share", type=float, default=SHARE_OF_CAPACITY, help="of the capacity")
     arguments = parser.parse_args()
     num_full, quiet_s = (4, 5.0) if arguments.quick else (20, 30.0)
     with tempfile.TemporaryDirectory() as name:
-        report = measure(Path(name), arguments.items, num_full, quiet_s)
+        report = measure(Path(name), arguments.items, num_full, quiet_s, arguments.share)
     table = Table("figure", "value", title="publishing under load")
     for name, value in report.items():
         table.add_row(name, f"{value:.3f}" if isinstance(value, float) else str(value))

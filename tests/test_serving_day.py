@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -146,11 +146,12 @@ def test_what_comes_while_a_generation_is_warmed_goes_live_with_it(
 ) -> None:
     name = publish_marked(day.store, 2)
 
-    def warm(retriever: Retriever) -> None:
+    def warm(retriever: Retriever, *_: object) -> Iterator[None]:
         assert retriever.generation == name
         publish_delta(day.store, name, 1)
+        yield
 
-    monkeypatch.setattr(day.follower, "_warm", warm)
+    monkeypatch.setattr("twotower.serving.reload.warm", warm)
     day.store.activate(name, force=True)
     day.follower.tick()
     assert day.served[-1] == (2, 1, None)

@@ -16,8 +16,9 @@ from twotower.publishing.store import ModelStore
 from twotower.serving import reload
 from twotower.serving.messages import RetrieveRequest
 from twotower.serving.metrics import Metrics
-from twotower.serving.reload import Follower, find
+from twotower.serving.reload import Follower
 from twotower.serving.retriever import Found, Retriever
+from twotower.serving.served import find
 from twotower.serving.settings import ServingSettings
 from twotower.serving.shared_memory import CounterBlock, SharedMemory, read_counters
 
@@ -199,6 +200,24 @@ def test_a_sequence_never_goes_backwards(project: Project, tmp_path: Path) -> No
     write_current(root, first)  # the store was restored from a copy
     assert project.served() == ("g-000002", 2)
     assert "sequence 1 of 'g-000001' is below" in (project.follower.problem or "")
+
+
+def test_the_next_generation_is_opened_with_rests_and_served_without(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rests: list[str] = []
+    monkeypatch.setattr(reload, "Rest", lambda factor: lambda: rests.append(f"{factor}"))
+    project.publish(1)
+    project.follower.tick()
+    assert rests == []  # nobody waits for an answer yet
+    project.publish(2)
+    assert project.served() == ("g-000002", 2)
+    assert len(rests) > 20  # files
+    assert float(rests[0]) > 1
+    rests.clear()
+    assert project.follower.served is not None
+    project.follower.served.retriever.base.file("user_tower.onnx")
+    assert rests == []
 
 
 def test_the_next_generation_is_warmed_with_recent_requests(

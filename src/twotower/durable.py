@@ -23,6 +23,7 @@ from typing import Final
 from twotower.errors import Busy, CorruptArtifact
 
 __all__ = [
+    "at_no_chunk",
     "at_nothing",
     "digest_file",
     "exclusive",
@@ -38,7 +39,7 @@ __all__ = [
 
 Step = Callable[[str], None]
 
-_CHUNK_BYTES: Final = 1 << 20
+_CHUNK_BYTES: Final = 1 << 18
 _PIECE_BYTES: Final = 1 << 18
 _FLUSH_BYTES: Final = 8 << 20
 _POPULATE: Final = getattr(mmap, "MAP_POPULATE", 0)
@@ -48,6 +49,10 @@ _READ: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 def at_nothing(step: str) -> None:
     """Do nothing at a named step: the default of everything that can be interrupted."""
+
+
+def at_no_chunk() -> None:
+    """Do nothing after a part of a file that was read."""
 
 
 def fsync_file(path: Path) -> None:
@@ -178,8 +183,10 @@ def write_in_pieces(descriptor: int, content: bytes | memoryview) -> None:
         left = left[os.write(descriptor, left[:_PIECE_BYTES]) :]
 
 
-def digest_file(path: Path) -> tuple[int, str]:
+def digest_file(path: Path, at_chunk: Callable[[], None] = at_no_chunk) -> tuple[int, str]:
     """Return size in bytes and BLAKE2b-256 digest of the plain file `path`.
+
+    `at_chunk` is called after every quarter of a megabyte or less.
 
     Raises:
         CorruptArtifact: it is missing, a link or no plain file.
@@ -190,6 +197,7 @@ def digest_file(path: Path) -> tuple[int, str]:
         while chunk := stream.read(_CHUNK_BYTES):
             digest.update(chunk)
             num_bytes += len(chunk)
+            at_chunk()
     return num_bytes, digest.hexdigest()
 
 

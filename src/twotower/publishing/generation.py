@@ -7,13 +7,15 @@ class may see a file before its checksum was right. Free of torch.
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from twotower.durable import digest_file, member_files, read_regular
+from twotower.durable import at_no_chunk, digest_file, member_files, read_regular
 from twotower.errors import CorruptArtifact
 from twotower.publishing.manifest import (
     MANIFEST,
@@ -25,9 +27,21 @@ from twotower.publishing.manifest import (
     digest_bytes,
 )
 
-__all__ = ["Generation", "open_array"]
+__all__ = ["Fingerprint", "Generation", "open_array"]
 
 _MAX_MANIFEST_BYTES: Final = 64 << 20
+
+
+class Fingerprint(NamedTuple):
+    """Device, inode, size and times of every file of a generation.
+
+    Whoever writes to a file, replaces it or adds one makes another fingerprint, but for writes
+    within the few milliseconds in which a kernel gives all of them the same time.
+    """
+
+    digest: str
+    changed_ns: int
+    """Newest of the times, since 1970."""
 
 
 class Generation:
@@ -38,6 +52,8 @@ class Generation:
         self.manifest = manifest
         self.digest = digest
         """BLAKE2b-256 of `manifest.json`, and so of everything in the generation."""
+        self.at_file: Callable[[], None] = at_no_chunk
+        """Called before a file is handed out: whoever shares a core with others may rest there."""
 
     @classmethod
     def open(cls, path: Path, *, verify: bool = True) -> Generation:
@@ -66,8 +82,26 @@ class Generation:
         """The plain name, `g-000001`."""
         return self.manifest.name
 
-    def verify(self) -> None:
+    def fingerprint(self) -> Fingerprint:
+        """Return what the file system says of every file; no file is read.
+
+        Raises:
+            CorruptArtifact: something in the folder is neither file nor folder.
+        """
+        digest, changed_ns = hashlib.blake2b(digest_size=32), 0
+        for member in member_files(self.path)[0]:
+            found = (self.path / member).lstat()
+            times_ns = (found.st_mtime_ns, found.st_ctime_ns)
+            mark = (member, found.st_dev, found.st_ino, found.st_size, *times_ns)
+            digest.update(f"{mark}\n".encode())
+            changed_ns = max(changed_ns, *times_ns)
+        return Fingerprint(digest.hexdigest(), changed_ns)
+
+    def verify(self, at_chunk: Callable[[], None] = at_no_chunk) -> None:
         """Read every file and compare it with the manifest.
+
+        Args:
+            at_chunk: Called after every quarter of a megabyte or less.
 
         Raises:
             CorruptArtifact: a file is missing, extra, truncated, altered, foreign, or a link.
@@ -79,13 +113,13 @@ class Generation:
         if extra := sorted(found - expected):
             raise _corrupt(self.path, extra[0], "is not named by the manifest")
         for member, entry in self.manifest.files.items():
-            self._verify_file(member, entry)
+            self._verify_file(member, entry, at_chunk)
 
-    def _verify_file(self, member: str, entry: FileEntry) -> None:
+    def _verify_file(self, member: str, entry: FileEntry, at_chunk: Callable[[], None]) -> None:
         num_bytes = (self.path / member).lstat().st_size
         if num_bytes != entry.bytes:
             raise _corrupt(self.path, member, f"has {num_bytes} bytes, expected {entry.bytes}")
-        if digest_file(self.path / member) != (entry.bytes, entry.blake2b):
+        if digest_file(self.path / member, at_chunk) != (entry.bytes, entry.blake2b):
             raise _corrupt(self.path, member, "was altered: its checksum is wrong")
 
     def file(self, member: str) -> Path:
@@ -97,6 +131,7 @@ class Generation:
         files = self.manifest.files
         if member not in files and not any(name.startswith(f"{member}/") for name in files):
             raise _corrupt(self.path, member, "is not named by the manifest")
+        self.at_file()
         return self.path / member
 
     def read(self, member: str) -> bytes:

@@ -14,8 +14,8 @@ import orjson
 from twotower.data.ids import Id
 from twotower.serving.answer import Found
 from twotower.serving.messages import MAX_K, RetrieveRequest
-from twotower.serving.reload import Served
 from twotower.serving.retriever import Retriever
+from twotower.serving.served import Served
 
 __all__ = ["candidates", "encode", "made_by", "raw_json", "retrieve_json"]
 

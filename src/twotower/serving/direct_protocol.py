@@ -31,10 +31,10 @@ class Direct(Protocol):
 
 
 def direct_protocol(
-    limits: ConnectionLimits, gate: Gate | None, direct: Direct
+    limits: ConnectionLimits, gate: Gate | None, direct: Direct, num_waiting: list[int]
 ) -> type[GuardedProtocol]:
-    """Return the protocol with these limits and this route."""
-    members = {"direct": direct, "num_waiting": [0]}
+    """Return the protocol with these limits and this route, which counts in `num_waiting`."""
+    members = {"direct": direct, "num_waiting": num_waiting}
     return protocol_with(limits, gate, type("DirectProtocol", (_DirectProtocol,), members))
 
 

@@ -43,9 +43,14 @@ class HttpServer(uvicorn.Server):
         limits = ConnectionLimits(
             settings.header_limit_bytes, settings.header_timeout_s, settings.max_connections
         )
+        self._waiting = [0]
+        if direct:
+            protocol = direct_protocol(limits, gate, direct, self._waiting)
+        else:
+            protocol = protocol_with(limits, gate)
         config = uvicorn.Config(
             application,
-            http=direct_protocol(limits, gate, direct) if direct else protocol_with(limits, gate),
+            http=protocol,
             loop="uvloop",
             ws="none",
             lifespan="off",
@@ -69,6 +74,10 @@ class HttpServer(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Capture none: uvicorn would die by the signal again."""
         yield
+
+    def num_waiting(self) -> int:
+        """Return how many requests of the direct route were read and wait for their turn."""
+        return self._waiting[0]
 
     def stop(self) -> None:
         """Take no more connections, finish what runs."""

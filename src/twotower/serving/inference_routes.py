@@ -31,8 +31,9 @@ from twotower.serving.messages import MAX_BATCH
 from twotower.serving.problems import Fault, RefusedRequest
 from twotower.serving.profiles import StoredProfile
 from twotower.serving.refusals import AGAIN, as_problems
-from twotower.serving.reload import Follower, Served
+from twotower.serving.reload import Follower
 from twotower.serving.retrieve_route import generation_header, served_now
+from twotower.serving.served import Served
 
 __all__ = ["InferenceRoutes"]
 

@@ -16,8 +16,9 @@ from twotower.serving.item_filter import EVERYTHING
 from twotower.serving.messages import ExplainRequest, SimilarRequest
 from twotower.serving.problems import RefusedRequest
 from twotower.serving.refusals import as_problems
-from twotower.serving.reload import Follower, Served
+from twotower.serving.reload import Follower
 from twotower.serving.retrieve_route import generation_header, served_now
+from twotower.serving.served import Served
 
 __all__ = ["LikenessRoutes"]
 

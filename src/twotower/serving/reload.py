@@ -1,6 +1,7 @@
 """Follows what is live: load the next generation, warm it, check it, swap, retire the old one.
 
-One thread a worker looks at `CURRENT`, loads aside and replaces one reference. A request reads
+One thread a worker looks at `CURRENT`, waits until the generation's files are verified, opens it
+aside, has the event loop warm it between two requests, and replaces one reference. A request reads
 that reference once, so its answer comes from one generation; the old one is freed with the last
 request that uses it. A generation that is damaged or cannot be loaded leaves the old one serving.
 The sequence of activations only grows, so a connection never sees an older one again.
@@ -18,53 +19,33 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
-from twotower.errors import ConfigError, CorruptArtifact, DataError, TwoTowerError
+from twotower.durable import at_no_chunk
+from twotower.errors import CorruptArtifact, TwoTowerError
 from twotower.publishing.activation import Activation
-from twotower.publishing.manifest import Manifest
+from twotower.publishing.generation import Generation
 from twotower.publishing.store import ModelStore
 from twotower.serving.day import DayFollower, LogReader, named_problem
 from twotower.serving.messages import RetrieveRequest
 from twotower.serving.metrics import Metrics
-from twotower.serving.profiles import OF_GENERATION, StoredProfile
 from twotower.serving.recall_watch import RecallWatch
-from twotower.serving.retriever import Found, Retriever
+from twotower.serving.rest import Rest
+from twotower.serving.retriever import Retriever
+from twotower.serving.served import Served, find
 from twotower.serving.settings import ServingSettings
-from twotower.serving.warming import check_answer, probes
+from twotower.serving.turns import Turns
+from twotower.serving.verified import verify_here
+from twotower.serving.warming import warm
 
-__all__ = ["Follower", "Served", "find"]
+__all__ = ["Follower"]
 
 _LOGGER: Final = logging.getLogger("twotower")
-_BREATH_S: Final = 0.001
-"""Between two warming requests: the thread that answers gets the interpreter back."""
+_SOON_S: Final = 0.02
+"""Until the next look while a generation's files are being verified."""
+_REST_FACTOR: Final = 4.0
+"""Between two files of the next generation."""
 _KIND: Final = "full"
-
-
-class Served(NamedTuple):
-    """One generation in service, and the activation that made it live."""
-
-    retriever: Retriever
-    manifest: Manifest
-    activation: Activation
-    day: DayFollower
-    """Brings `retriever` up to date."""
-
-
-def find(
-    retriever: Retriever, request: RetrieveRequest, stored: StoredProfile = OF_GENERATION
-) -> Found:
-    """Return what a request gets; raises what `Retriever.find` raises."""
-    return retriever.find(
-        request.user_id,
-        request.k,
-        features=request.features,
-        recent=request.recent,
-        exclude=request.exclude,
-        conditions=request.filter,
-        include_seen=request.include_seen,
-        stored=stored,
-    )
 
 
 class Follower:
@@ -78,6 +59,9 @@ class Follower:
         metrics: Metrics,
         on_change: Callable[[Follower], None] = lambda follower: None,
         positive_outcomes: Sequence[str] = ("click",),
+        *,
+        verified: Callable[[Generation], bool] = verify_here,
+        turns: Turns | None = None,
     ) -> None:
         """Nothing is loaded yet.
 
@@ -87,6 +71,9 @@ class Follower:
             metrics: Counts what was taken over and what was refused.
             on_change: Called after every change of `served` or `problem`.
             positive_outcomes: Outcomes of the event log that count as clicks.
+            verified: Whether a generation's files may be loaded, see `Verified`; False to be asked
+                again soon.
+            turns: Of the thread that answers; None to warm in the one that follows.
         """
         self.served: Served | None = None
         self.recent_requests: deque[RetrieveRequest] = deque(maxlen=settings.warm_requests)
@@ -102,6 +89,10 @@ class Follower:
         self._settings = settings
         self._metrics = metrics
         self._on_change = on_change
+        self._verified = verified
+        self._turns = turns or Turns(lambda: 0)
+        self._awaited_since_s: float | None = None
+        """Since when a generation's files are being verified."""
         self._retry_at_s = 0.0
         self._refused: tuple[str, int] | None = None
         self._stopping = threading.Event()
@@ -122,6 +113,12 @@ class Follower:
         for thread in self._threads:
             thread.start()
 
+    def look_first(self) -> None:
+        """Follow what is live now, however long that takes; before `start`."""
+        while not self.has_looked.is_set():
+            self.tick()
+            time.sleep(_SOON_S if self._awaited_since_s else 0)
+
     def stop(self) -> None:
         """End the threads, after the load that may be running; `served` stays."""
         self._stopping.set()
@@ -132,7 +129,8 @@ class Follower:
     def _loop(self, look: Callable[[], None]) -> None:
         while not self._stopping.is_set():
             look()
-            self._stopping.wait(self._settings.poll_s)
+            is_awaited = look == self.tick and self._awaited_since_s is not None
+            self._stopping.wait(_SOON_S if is_awaited else self._settings.poll_s)
 
     def tick_day(self) -> None:
         """Look once at what the day brought over the generation that is served."""
@@ -160,8 +158,8 @@ class Follower:
                 raise CorruptArtifact("nothing is live any more; the last one is served still")
         except Exception as error:
             self._refuse(activation, error)
-        if not self.has_looked.is_set():  # there was nothing to look at
-            self._tell()
+        if not self.has_looked.is_set() and self._awaited_since_s is None:
+            self._tell()  # there was nothing to look at
 
     def _is_left_alone(self, activation: Activation) -> bool:
         """Whether this activation was refused just now: reading it again costs a whole pass."""
@@ -181,17 +179,31 @@ class Follower:
             elif self._problem is not None:
                 self._settle()
             return
-        self._swap(self._load())
+        generation, activation = self._store.open_live(verify=False)
+        if self._may_load(generation):
+            self._swap(self._load(generation, activation))
 
-    def _load(self) -> Served:
-        """Return the live generation, verified, warm and checked."""
+    def _may_load(self, generation: Generation) -> bool:
+        """Return whether its files were verified; if not yet, the next look comes soon."""
+        now_s = time.perf_counter()
+        since_s, self._awaited_since_s = self._awaited_since_s or now_s, None
+        if not self._verified(generation):
+            self._awaited_since_s = since_s
+            return False
+        self._metrics.publish_phase(_KIND, "verify", time.perf_counter() - since_s)
+        return True
+
+    def _load(self, generation: Generation, activation: Activation) -> Served:
+        """Return a generation whose files were verified, warm and checked."""
         with self._timed("load"):
-            generation, activation = self._store.open_live()
+            if self.served is not None:  # requests are answered meanwhile
+                generation.at_file = Rest(_REST_FACTOR)
             retriever = Retriever(generation, activation, threads=self._settings.threads)
+            generation.at_file = at_no_chunk
         day = DayFollower(self._data_path, self._settings, self._metrics, self._reader)
         retriever = day.catch_up(retriever)
         with self._timed("warm"):
-            self._warm(retriever)
+            self._turns.take(warm(retriever, list(self.recent_requests), find))
         return Served(retriever, generation.manifest, activation, day)
 
     @contextlib.contextmanager
@@ -199,17 +211,6 @@ class Follower:
         began = time.perf_counter()
         yield
         self._metrics.publish_phase(_KIND, phase, time.perf_counter() - began)
-
-    def _warm(self, retriever: Retriever) -> None:
-        """Answer known users, an unknown one, and recent requests; refuse what is not whole."""
-        for request in probes(retriever):
-            check_answer(retriever, request, find(retriever, request))
-            time.sleep(_BREATH_S)
-        for request in list(self.recent_requests):
-            # a feature of the old model may be none of the new one's
-            with contextlib.suppress(ConfigError, DataError):
-                find(retriever, request)
-            time.sleep(_BREATH_S)
 
     def _swap(self, served: Served) -> None:
         """Serve it from now on; the old one goes with the last request that uses it."""

@@ -25,7 +25,8 @@ from twotower.serving.overload import Overload
 from twotower.serving.problems import Fault, RefusedRequest, problem_body
 from twotower.serving.profiles import StoredProfile
 from twotower.serving.refusals import AGAIN, invalid
-from twotower.serving.reload import Follower, Served, find
+from twotower.serving.reload import Follower
+from twotower.serving.served import Served, find
 from twotower.serving.tracing import Traces
 
 __all__ = ["RetrieveRoute", "generation_header", "served_now"]

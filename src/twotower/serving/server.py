@@ -9,7 +9,6 @@ loads first and then takes connections.
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import logging
 import os
@@ -19,13 +18,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from twotower.errors import MissingExtra, TwoTowerError
+from twotower.serving.engines import import_engines, import_index_engine
 from twotower.serving.profiles import open_profiles
 from twotower.serving.project import ServedProject
 from twotower.serving.reach import bind
 from twotower.serving.settings import ServingSettings
 from twotower.serving.shared_memory import SharedMemory
-from twotower.serving.status import WorkerStatus
+from twotower.serving.status import VerifierStatus, WorkerStatus
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -39,11 +38,10 @@ _TICK_S: Final = 1.0
 _STEADY_S: Final = 10.0
 _MAX_PAUSE_S: Final = 5.0
 _GRACE_S: Final = 2.0
-_THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 class _Child(NamedTuple):
-    """A worker's process."""
+    """A worker's process, or the verifier's."""
 
     pid: int
     started_s: float
@@ -71,8 +69,10 @@ class Server:
         self._settings = settings
         self._memory = SharedMemory(settings.workers)
         self._children: dict[int, _Child] = {}
-        self._start_at_s = dict.fromkeys(range(settings.workers), 0.0)
-        """When the slots without a worker get one."""
+        self._verifier_slot = settings.workers
+        """Behind the workers'."""
+        self._start_at_s = dict.fromkeys(range(settings.workers, -1, -1), 0.0)
+        """When the slots without a process get one; the verifier is first."""
         self._pause_s = 0.0
         self._has_started = False
         self._signal: int | None = None
@@ -84,9 +84,9 @@ class Server:
             ConfigError: the address cannot be bound.
             MissingExtra: the packages of the server are not installed.
         """
-        _import_engines(self._settings.trace_share)
+        import_engines(self._settings.trace_share)
         open_profiles(self._settings.profiles)  # refuses a package that is not there
-        _import_index_engine(self._project.data_path)
+        import_index_engine(self._project.data_path)
         self._behind = _application(self._memory, self._project.data_path)
         self._listener = bind(self._settings.host, self._settings.port)
         self._lifeline, self._held_end = os.pipe()
@@ -110,12 +110,20 @@ class Server:
             self._signal = received.si_signo
             return
         for slot, child in self._reap():
-            _LOGGER.error("worker_died pid=%d slot=%d", child.pid, slot)
-            self._memory.status(slot).write(WorkerStatus(pid=child.pid, state="restarting"))
+            self._note_death(slot, child.pid)
             is_steady = time.monotonic() - child.started_s > _STEADY_S
             self._pause_s = 0.0 if is_steady else min(_MAX_PAUSE_S, 2 * self._pause_s + 0.1)
             self._start_at_s[slot] = time.monotonic() + self._pause_s
         self._start_missing()
+
+    def _note_death(self, slot: int, pid: int) -> None:
+        """Tell the others at once."""
+        if slot == self._verifier_slot:
+            _LOGGER.error("verifier_died pid=%d", pid)
+            self._memory.verifier.write(VerifierStatus())
+            return
+        _LOGGER.error("worker_died pid=%d slot=%d", pid, slot)
+        self._memory.status(slot).write(WorkerStatus(pid=pid, state="restarting"))
 
     def stop(self) -> bool:
         """Drain the workers and return whether all of them ended by themselves and well.
@@ -158,66 +166,51 @@ class Server:
             self._children[slot] = _Child(self._fork(slot), now_s)
 
     def _fork(self, slot: int) -> int:
-        """Start a worker and return its process number."""
+        """Start a worker, or the verifier, and return its process number."""
         sys.stdout.flush()
         sys.stderr.flush()
+        if slot == self._verifier_slot:
+            self._memory.verifier.write(VerifierStatus(pid=0))
         pid = os.fork()
         if pid == 0:
-            self._become_worker(slot)
+            self._become(slot)
         return pid
 
-    def _become_worker(self, slot: int) -> None:
-        """Run a worker and end this process, whatever happens."""
+    def _become(self, slot: int) -> None:
+        """Run a worker, or the verifier, and end this process, whatever happens."""
         code = 1
         try:
-            from twotower.serving.worker import Worker
-
             os.setpgid(0, 0)  # Ctrl-C reaches the server alone, which forwards it
             os.close(self._held_end)
-            worker = Worker(
-                self._project,
-                self._settings,
-                self._memory,
-                slot,
-                self._behind,
-                requires_key=self._requires_key,
-            )
-            worker.run(self._listener, self._lifeline, load_first=self._has_started)
+            if slot == self._verifier_slot:
+                self._verify()
+            else:
+                self._work(slot)
             code = 0
         except BaseException:
-            _LOGGER.exception("worker_failed slot=%d", slot)
+            _LOGGER.exception("process_failed slot=%d", slot)
         finally:
             sys.stderr.flush()
             os._exit(code)
 
+    def _verify(self) -> None:
+        from twotower.serving.verifier import Verifier
 
-def _import_engines(trace_share: float) -> None:
-    """Import, before forking, what every worker needs and what starts no threads."""
-    for name in _THREAD_VARIABLES:
-        os.environ.setdefault(name, "1")
-    try:
-        import twotower.serving.worker
-    except ImportError as error:
-        raise MissingExtra(error.name or "fastapi", "serve", "the server") from error
-    from twotower.serving.tracing import check_tracing
+        self._listener.close()
+        Verifier(self._project.data_path, self._memory.verifier).run(self._lifeline)
 
-    check_tracing(trace_share)
-    _LOGGER.debug("imported module=%s", twotower.serving.worker.__name__)
+    def _work(self, slot: int) -> None:
+        from twotower.serving.worker import Worker
 
-
-def _import_index_engine(data_path: Path) -> None:
-    """Import Faiss, which starts no threads, where what is live needs it.
-
-    Whatever is wrong with what is live is said by the workers, which load it.
-    """
-    from twotower.index.faiss import load_faiss
-    from twotower.index.storage import read_header
-    from twotower.publishing.store import ModelStore
-
-    with contextlib.suppress(TwoTowerError, OSError):
-        generation, _ = ModelStore(data_path).open_live(verify=False)
-        if read_header(generation.file("index")).engine.startswith("faiss"):
-            load_faiss()
+        worker = Worker(
+            self._project,
+            self._settings,
+            self._memory,
+            slot,
+            self._behind,
+            requires_key=self._requires_key,
+        )
+        worker.run(self._listener, self._lifeline, load_first=self._has_started)
 
 
 def _application(memory: SharedMemory, data_path: Path) -> FastAPI:

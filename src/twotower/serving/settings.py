@@ -48,7 +48,7 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     """How often a worker looks at what is live, and at the API keys."""
     retry_s: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 5.0
     """How long a generation that could not be loaded is left alone before the next attempt."""
-    warm_requests: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 100
+    warm_requests: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 50
     """Recent requests of this worker, kept in memory, that warm the next generation."""
     user_state_events: Annotated[int, msgspec.Meta(ge=0)] = 5_000_000
     """Newest events of the log from which recent clicks and seen items are brought up to date,

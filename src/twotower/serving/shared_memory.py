@@ -120,11 +120,13 @@ class StatusBlock:
 
 
 class SharedMemory:
-    """The blocks of all workers; made before the first fork."""
+    """The blocks of all workers, and what the verifier says; made before the first fork."""
 
     def __init__(self, num_workers: int) -> None:
-        self._memory = memoryview(mmap.mmap(-1, num_workers * (BLOCK_BYTES + _STATUS_BYTES)))
+        blocks_bytes = num_workers * (BLOCK_BYTES + _STATUS_BYTES)
+        self._memory = memoryview(mmap.mmap(-1, blocks_bytes + _STATUS_BYTES))
         self.num_workers = num_workers
+        self.verifier = StatusBlock(self._memory[blocks_bytes:])
 
     def counters(self, slot: int) -> memoryview:
         """Return the memory of one worker's counters."""

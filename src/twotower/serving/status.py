@@ -1,4 +1,4 @@
-"""What each worker says of itself, and what follows for the whole server's readiness."""
+"""What workers and the verifier say of themselves, and what follows for the server's readiness."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ __all__ = [
     "Readiness",
     "ServedByWorker",
     "Startup",
+    "Verdict",
+    "VerifierStatus",
     "WorkerState",
     "WorkerStatus",
     "readiness",
@@ -47,6 +49,28 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     def is_alive(self) -> bool:
         """Whether its process runs."""
         return self.state != "restarting"
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """What the verifier found in the files of one generation."""
+
+    manifest: str
+    """Digest of the generation's manifest."""
+    files: str
+    """Fingerprint of the files that were read."""
+    problem: str | None = None
+    """What is wrong with them."""
+
+
+class VerifierStatus(msgspec.Struct, frozen=True):
+    """The verifier, as the workers see it."""
+
+    pid: int | None = None
+    """None: there is none now; 0: it starts."""
+    step: int = 0
+    """Grows with every part that was read."""
+    verdicts: tuple[Verdict, ...] = ()
+    """The last ones, oldest first: a roll-back need not read what was read."""
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):

@@ -33,6 +33,8 @@ from twotower.serving.settings import ServingSettings
 from twotower.serving.shared_memory import CounterBlock, SharedMemory
 from twotower.serving.status import WorkerState, WorkerStatus
 from twotower.serving.tracing import make_traces
+from twotower.serving.turns import Turns
+from twotower.serving.verified import Verified
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
 __all__ = ["Worker"]
 
 _LOGGER: Final = logging.getLogger("twotower")
-_SWITCH_INTERVAL_S: Final = 0.0005
+_SWITCH_INTERVAL_S: Final = 0.0001
 """How long the loading thread may keep the interpreter; Python's 5 ms show in the tail."""
 
 
@@ -74,8 +76,15 @@ class Worker:
         overload = Overload(settings, metrics)
         rates = RateLimit(settings.key_rate_per_s, settings.key_rate_burst, metrics)
         self._guard = Guard(project.data_path, requires_key=requires_key, rates=rates)
+        self._turns = Turns(lambda: self._server.num_waiting())
         self._follower = Follower(
-            project.data_path, settings, metrics, self._report, project.positive_outcomes
+            project.data_path,
+            settings,
+            metrics,
+            self._report,
+            project.positive_outcomes,
+            verified=Verified(memory.verifier),
+            turns=self._turns,
         )
         self._traces = make_traces(settings.trace_share)
         self._echo = Echo()
@@ -101,7 +110,7 @@ class Worker:
         """
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
         if load_first:
-            self._follower.tick()
+            self._follower.look_first()
         gc.collect()
         gc.freeze()  # what lives as long as the process is never looked at again
         loop = self._server.new_loop()
@@ -117,12 +126,13 @@ class Worker:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD})
         loop.add_reader(lifeline, self._orphaned, lifeline)
         self._guard.follow(loop, self._settings.poll_s)
+        self._turns.begin(loop)
         self._follower.start()
         await self._server.serve(sockets=[listener])
         await self._profiles.close()
         if self._traces is not None:
             self._traces.close()
-        self._follower.stop()
+        await asyncio.to_thread(self._follower.stop)  # which may wait for a turn of this loop
 
     def _orphaned(self, lifeline: int) -> None:
         asyncio.get_running_loop().remove_reader(lifeline)
