@@ -1,18 +1,30 @@
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 from typer.testing import CliRunner
 
 from twotower.cli.app import app
+from twotower.cli.import_ import RECIPES, project_template
 from twotower.config import load_project
 from twotower.errors import ConfigError, NotReady, TwoTowerError
 
-OWN_LOG = Path(__file__).parents[1] / "examples" / "own-log"
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES, BENCHMARKS = ROOT / "examples", ROOT / "benchmarks"
+OWN_LOG = EXAMPLES / "own-log"
+RECIPE_FILES = list((ROOT / "src" / "twotower" / "cli" / "recipes").glob("*.toml"))
 
 
 def invoke(*arguments: str) -> str:
@@ -41,6 +53,46 @@ def test_init_writes_a_file_that_is_valid_and_does_not_overwrite(
     invoke("init", "--force")
     invoke("init", "other.toml")
     assert Path("other.toml").read_text() == Path("twotower.toml").read_text()
+
+
+@pytest.mark.parametrize(("recipe", "example"), [("feed", "kuairand"), ("news", "globo-news")])
+def test_a_recipe_is_what_its_figures_were_measured_with(
+    tmp_path: Path, recipe: str, example: str
+) -> None:
+    invoke("init", str(tmp_path / "twotower.toml"), "--recipe", recipe)
+    written = load_project(tmp_path / "twotower.toml")
+    measured = load_project(EXAMPLES / example / "twotower.toml")
+    assert written.model == measured.model
+    assert written.training == msgspec.structs.replace(measured.training, threads=0)
+    changed = {"popularity": "live", "publish_every_s": 300.0} if recipe == "news" else {}
+    assert written.increment == msgspec.structs.replace(measured.increment, **changed)
+    assert written.join == measured.join
+    assert written.publishing == measured.publishing
+
+
+def test_the_recipe_for_lists_is_that_of_the_benchmark(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    rows = importlib.import_module("quality_rows")
+    invoke("init", str(tmp_path / "twotower.toml"), "--recipe", "ids")
+    written = load_project(tmp_path / "twotower.toml")
+    assert (written.model, written.training) == (rows.MODEL, rows.TRAINING)
+
+
+def test_a_recipe_keeps_the_other_sections_and_a_wrong_one_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "twotower.toml"
+    with pytest.raises(ConfigError, match="found 'fed'; did you mean 'feed'"):
+        invoke("init", str(path), "--recipe", "fed")
+    assert not path.exists()
+    assert set(RECIPES) == {file.stem for file in RECIPE_FILES}
+    plain = tomllib.loads(project_template(None))
+    for recipe in RECIPES:
+        written = tomllib.loads(project_template(recipe))
+        assert {name: written[name] for name in ("events", "runtime")} == {
+            name: plain[name] for name in ("events", "runtime")
+        }
+        assert project_template(recipe).count("# A live day:") == 1
 
 
 def test_every_setting_that_the_template_shows_exists(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 from rich.markup import escape
@@ -13,12 +13,15 @@ from rich.table import Table
 from twotower.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption
 from twotower.cli.output import console, emit_json
 from twotower.durable import replace_file
-from twotower.errors import ConfigError
+from twotower.errors import ConfigError, suggestion
 
 if TYPE_CHECKING:
     from twotower.data.import_report import EntityReport, ImportReport, Rejection
 
-__all__ = ["import_command", "init", "register", "show_report"]
+__all__ = ["RECIPES", "import_command", "init", "project_template", "register", "show_report"]
+
+
+RECIPES: Final = ("feed", "ids", "news")
 
 
 def register(app: typer.Typer) -> None:
@@ -29,17 +32,48 @@ def register(app: typer.Typer) -> None:
 
 def init(
     file: Annotated[Path, typer.Argument(metavar="[FILE]")] = DEFAULT_CONFIG,
+    recipe: Annotated[
+        str | None,
+        typer.Option(metavar="feed|ids|news", help="Begin with settings measured on such a log."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
 ) -> None:
     """Write a commented project file to fill in.
 
-    Example: twotower init
+    A recipe gives the model, its training and its increments, each setting with the reason for it:
+    feed for items that last and have features, ids for lists without times or features, news for
+    items that live for hours.
+
+    Example: twotower init --recipe feed
     """
-    template = resources.files("twotower.cli") / "project_template.toml"
+    content = project_template(recipe)
     if file.exists() and not force:
         raise ConfigError(f"{file} is there already and is unchanged; replace it with --force")
-    replace_file(file, template.read_bytes())
+    replace_file(file, content.encode())
     console.print(f"wrote {escape(str(file))}; fill it in, then: twotower import --dry-run")
+
+
+def project_template(recipe: str | None) -> str:
+    """Return a project file to fill in, its part on the model that of a recipe where one is named.
+
+    Raises:
+        ConfigError: there is no such recipe.
+    """
+    folder = resources.files("twotower.cli")
+    template = (folder / "project_template.toml").read_text(encoding="utf-8")
+    if recipe is None:
+        return template
+    if recipe not in RECIPES:
+        raise ConfigError(
+            f"expected a recipe among {', '.join(RECIPES)}, found '{recipe}'"
+            f"{suggestion(recipe, RECIPES)}; nothing was written"
+        )
+    rule = next(line for line in template.splitlines(keepends=True) if line.startswith("# ----"))
+    sections = template.split(rule)
+    place = next(n for n, section in enumerate(sections) if "\n[model]\n" in section)
+    chosen = (folder / "recipes" / f"{recipe}.toml").read_text(encoding="utf-8")
+    sections[place] = chosen.removeprefix(rule)
+    return rule.join(sections)
 
 
 def import_command(
