@@ -14,6 +14,11 @@ that both do the same work. The bare calls run in this process on the server's c
   the bare search with the same exclusions.
 - `overhead_vs_search`: CPU of a request that is not the search, over the search.
 - `vs_idiomatic_fastapi`: requests/s over the peer's, 16 connections each.
+- `vs_qdrant_local`: CPU of a search in qdrant-client's local mode (`serving_qdrant.py`, in an
+  environment of its own, which pip makes) over that of our engine `exact`, on one core, in turns;
+  ours leaves out what a user has seen, local mode finds as many more. It looks at every vector, so
+  both have an ANN recall of 1; `search_us` is ours at `ann_recall`. Null with its reason where
+  qdrant-client cannot be installed.
 - `requests_per_s` with 16 connections; `p50_ms` and `p99_ms` with one.
 - `two_workers_over_one`: requests/s; needs two cores for the workers and two for the load.
 - `ready_s`: from the start of the process until `/readyz` is green: checksums, load, warm-up.
@@ -39,6 +44,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from rich.console import Console
 from rich.table import Table
 
@@ -46,7 +52,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from bench_search import commit, gaps
 from serving_load import Load, Server, drive, memory_bytes, running
+from serving_vectors import NO_FIGURES, figures, qdrant
 from tiny_checkpoint import external_ids, replace_table, tiny_checkpoint
+from twotower.index.exact import ExactIndex
 from twotower.index.faiss import load_faiss
 from twotower.index.interface import TunableIndex
 from twotower.index.settings import IndexSettings
@@ -55,6 +63,9 @@ from twotower.publishing.publisher import publish
 from twotower.publishing.store import ModelStore
 from twotower.serving.key_changes import create_key
 from twotower.serving.retriever import Retriever
+
+FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int64]
 
 K: Final = 100
 DIMENSIONS: Final = 64
@@ -106,13 +117,23 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--quick", action="store_true", help="Shows that it runs; means nothing.")
     parser.add_argument("--items", type=int, help="Instead of 200,000.")
+    parser.add_argument(
+        "--environments",
+        type=Path,
+        default=Path(__file__).parent / "build",
+        help="the peers' virtual environments",
+    )
     arguments = parser.parse_args()
+    if os.environ.get("OMP_NUM_THREADS") != "1":  # several threads of BLAS on one core only spin
+        os.execve(
+            sys.executable, [sys.executable, *sys.argv], os.environ | {"OMP_NUM_THREADS": "1"}
+        )
     scale = QUICK if arguments.quick else FULL
     if arguments.items:
         scale = scale._replace(items=arguments.items)
     with tempfile.TemporaryDirectory() as name:
         setting = make_project(Path(name), scale)
-        report = measure(setting)
+        report = measure(setting, arguments.environments)
     show(report)
     if arguments.json:
         arguments.json.write_text(json.dumps(report, indent=1) + "\n")
@@ -139,7 +160,7 @@ def make_project(folder: Path, scale: Scale) -> Setting:
     return Setting(folder, key, scale, tuple(cores[:half]), tuple(cores[half:]))
 
 
-def measure(setting: Setting) -> dict[str, Any]:
+def measure(setting: Setting, environments: Path) -> dict[str, Any]:
     """Run everything in turns and return the figures; each is the median of its rounds."""
     memory = second_worker_memory(setting)
     bare = Bare(setting)
@@ -162,12 +183,14 @@ def measure(setting: Setting) -> dict[str, Any]:
             search_us.append(bare.search_us())
             single.append(load(setting, server, 1))
         ready_s = server.ready_s
+    beside = beside_qdrant(setting, bare, environments)
     tower, search = statistics.median(tower_us), statistics.median(search_us)
     cpu = median(ours, "cpu_us")
     return {
         "cpu_vs_tower_plus_search": cpu / (tower + search),
         "overhead_vs_search": (cpu - search) / search,
         "vs_idiomatic_fastapi": median(ours, "requests_per_s") / median(peers, "requests_per_s"),
+        **beside,
         **memory,
         **two_workers(setting),
         "requests_per_s": median(ours, "requests_per_s"),
@@ -247,10 +270,15 @@ class Bare:
         ]
         self._vectors = [encoder.user_vector(*asked) for asked in self._asked]
         self._hidden = [[encoder.seen.list_at(position)] for position in positions]
+        self.queries = np.concatenate(self._vectors[:200])
+        self.num_hidden = np.array([len(hidden[0]) for hidden in self._hidden[:200]])
         some = np.concatenate(self._vectors[:500])
         index = retriever.index
         assert isinstance(index, TunableIndex)
         self.ann_recall = ann_recall(index.search(some, K), index.search_exactly(some, K))
+        vectors, positions = self.corpus()
+        self._exact = ExactIndex.build(positions, vectors)
+        self.exact = self._exact.search(self.queries, K)
 
     def tower_us(self) -> float:
         """CPU of one call of the user tower."""
@@ -261,6 +289,17 @@ class Bare:
         """CPU of one search."""
         search, vectors, hidden = self._retriever.index.search, self._vectors, self._hidden
         return self._cpu_us(lambda row: search(vectors[row], K, exclude=hidden[row]))
+
+    def exact_us(self) -> float:
+        """CPU of one search of the engine `exact`, which looks at every vector."""
+        search, vectors, hidden = self._exact.search, self._vectors, self._hidden
+        rows = len(self.num_hidden)
+        return self._cpu_us(lambda row: search(vectors[row % rows], K, exclude=hidden[row % rows]))
+
+    def corpus(self) -> tuple[FloatArray, IntArray]:
+        """The vectors that are searched, and the position of each."""
+        base = self._retriever.base
+        return base.array("item_vectors.npy"), base.array("corpus.npy")
 
     def _cpu_us(self, call: Callable[[int], object]) -> float:
         before = os.sched_getaffinity(0)
@@ -273,6 +312,23 @@ class Bare:
             return (time.process_time() - began) / num_calls * 1e6
         finally:
             os.sched_setaffinity(0, before)
+
+
+def beside_qdrant(setting: Setting, bare: Bare, environments: Path) -> dict[str, Any]:
+    """The search beside that of qdrant-client, at an ANN recall of 1."""
+    vectors, positions = bare.corpus()
+    rows = np.full(int(positions.max()) + 1, -1)
+    rows[positions] = np.arange(len(positions))
+    exact = bare.exact._replace(ids=rows[bare.exact.ids])
+    try:
+        with qdrant(
+            environments, setting.folder, setting.server_cores[0], k=K,
+            seconds=setting.scale.seconds / 2,
+            vectors=vectors, queries=bare.queries, num_hidden=bare.num_hidden,
+        ) as peer:  # fmt: skip
+            return figures(peer, bare.exact_us, setting.scale.rounds, exact, K)
+    except RuntimeError as error:
+        return {**NO_FIGURES, "qdrant_reason": str(error)}
 
 
 def second_worker_memory(setting: Setting) -> dict[str, Any]:

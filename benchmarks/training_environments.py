@@ -18,6 +18,7 @@ PEER_PACKAGES: Final[dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
              ("tf-keras>=2.19,<2.22", "tensorflow-recommenders==0.7.7")),
     "rechub": (("torch>=2.13,<2.14", "numpy", "pandas", "scikit-learn", "tqdm"),
                ("torch-rechub==0.9.0",)),
+    "qdrant": (("qdrant-client>=1.17,<2", "numpy"), ()),
 }  # fmt: skip
 """What pip installs, and then what it installs without what that asks for: TF-Keras and TensorFlow
 Recommenders ask for a second, larger build of TensorFlow."""
@@ -36,7 +37,8 @@ def environment_python(name: str, folder: Path) -> Path:
     venv.create(home, with_pip=True, clear=True)
     usual, without_dependencies = PEER_PACKAGES[name]
     _pip(python, *usual)
-    _pip(python, "--no-deps", *without_dependencies)
+    if without_dependencies:
+        _pip(python, "--no-deps", *without_dependencies)
     (home / "installed").touch()
     return python
 
