@@ -3,10 +3,10 @@
     python benchmarks/bench_publishing.py --json bench-publishing.json
     python benchmarks/bench_publishing.py --quick
 
-One real server of one worker with the settings that it comes with, asked at `--share` of its
-capacity by a process of its own, first in peace, then while 20 generations with 4 deltas each go
-live one after the other and every other one is rolled back: 100 publishes and 10 roll-backs
-(`--quick`: 20 and 2), without a pause between them. Generations and deltas lie ready: to publish is
+One real server, of one worker unless told otherwise, with the settings that it comes with, asked at
+`--share` of its capacity by a process of its own, first in peace, then while 20 generations with 4
+deltas each go live one after the other and every other one is rolled back: 100 publishes and 10
+roll-backs (`--quick`: 20 and 2), without a pause between them. Generations and deltas lie ready: to publish is
 to activate here, so what is measured is loading, checking, warming and swapping, neither training
 nor building. The server has the first core to itself, with all its processes; who asks has the
 last one, and who activates, which is to verify a generation once more, has what is left of that.
@@ -24,6 +24,8 @@ name the wrong one.
   was made live, the median; of a roll-back with its deltas.
 - `first_over_p50`: how long the first answer of each generation took over the p50 of the quiet
   part, the median; `first_at_start_over_p50`: of the first request after the server was ready.
+- `flip_spread_s`: from the first answer of an activation until every connection has one, the
+  longest.
 - `memory_after_over_before`: of the worker, mapped files included.
 """
 
@@ -273,6 +275,16 @@ def first_answers(seen: Sequence[Seen]) -> float:
     return median(one.latency_s for one in first.values())
 
 
+def flip_spread(seen: Sequence[Seen]) -> float:
+    """Return the longest time from an activation's first answer to every connection's first."""
+    first: dict[int, dict[int, float]] = {}
+    for one in sorted(seen, key=lambda one: one.sent_s):
+        times_s = first.setdefault(made_by(one.body) // 1000, {})
+        times_s.setdefault(one.connection, one.sent_s + one.latency_s)
+    # that of the first was there before
+    return max(max(times.values()) - min(times.values()) for times in list(first.values())[1:])
+
+
 def first_at_start(server: RunningServer) -> float:
     """Return how long the first request took over the median of the next 200."""
     one = Load(server.address, 1, USERS)
@@ -294,14 +306,14 @@ def stalls(seen: Sequence[Seen]) -> int:
 
 
 def resident_bytes(server: RunningServer) -> int:
-    """Return the memory of the worker, mapped files included."""
-    (pid,) = server.worker_pids()
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS:"))
+    """Return the memory of the workers, mapped files included, of each."""
+    statuses = [Path(f"/proc/{pid}/status").read_text() for pid in server.worker_pids()]
+    lines = [line for status in statuses for line in status.splitlines() if "VmRSS:" in line]
+    return sum(int(line.split()[1]) * 1024 for line in lines)
 
 
 def measure(
-    folder: Path, num_items: int, num_full: int, quiet_s: float, share: float
+    folder: Path, num_items: int, num_full: int, quiet_s: float, share: float, workers: int
 ) -> dict[str, Any]:
     """Return all figures."""
     staged = Staged(folder, num_items, num_full + 1)
@@ -310,7 +322,8 @@ def measure(
     for number in range(1, DELTAS + 1):  # answers cost as much as those of the others
         staged.publish_delta(first, number)
     pin(0, FIRST)
-    with running_server(write_project(folder, poll_s=ServingSettings().poll_s)) as server:
+    project = write_project(folder, poll_s=ServingSettings().poll_s)
+    with running_server(project, workers=workers) as server:
         pin(0, LAST)
         first_over_p50 = first_at_start(server)
         capacity = capacity_of(server)
@@ -341,11 +354,13 @@ def measure(
         "rolled_back_after_s": median(taken.roll_back),
         "first_over_p50": 1000 * first_answers(busy) / calm["p50_ms_quiet"],
         "first_at_start_over_p50": first_over_p50,
+        "flip_spread_s": flip_spread(busy),
         "memory_after_over_before": after_bytes / before_bytes,
         **found,
         **calm,
         "requests_per_s": rate,
         "share_of_capacity": share,
+        "workers": workers,
         "items": num_items,
         "load_average": os.getloadavg()[0],
         "commit": commit(),
@@ -358,11 +373,14 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--quick", action="store_true", help="20 publishes and 2 roll-backs")
     parser.add_argument("--items", type=int, default=100_000)
+    parser.add_argument("--workers", type=int, default=1, help="on the one core of the server")
     parser.add_argument("--share", type=float, default=SHARE_OF_CAPACITY, help="of the capacity")
     arguments = parser.parse_args()
     num_full, quiet_s = (4, 5.0) if arguments.quick else (20, 30.0)
     with tempfile.TemporaryDirectory() as name:
-        report = measure(Path(name), arguments.items, num_full, quiet_s, arguments.share)
+        report = measure(
+            Path(name), arguments.items, num_full, quiet_s, arguments.share, arguments.workers
+        )
     table = Table("figure", "value", title="publishing under load")
     for name, value in report.items():
         table.add_row(name, f"{value:.3f}" if isinstance(value, float) else str(value))

@@ -187,7 +187,7 @@ class Connections:
     def __init__(self) -> None:
         self.route, self.gate = Route(), Gate()
         limits = ConnectionLimits(10_000, HEAD_S, 100)
-        kind = direct_protocol(limits, self.gate, self.route)
+        kind = direct_protocol(limits, self.gate, self.route, [0])
         self._config = uvicorn.Config(
             application, http=kind, ws="none", lifespan="off", timeout_keep_alive=KEEP_S
         )

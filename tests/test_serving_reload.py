@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import weakref
 from pathlib import Path
 
@@ -202,16 +203,34 @@ def test_a_sequence_never_goes_backwards(project: Project, tmp_path: Path) -> No
     assert "sequence 1 of 'g-000001' is below" in (project.follower.problem or "")
 
 
+def _read_ahead(monkeypatch: pytest.MonkeyPatch) -> set[Path]:
+    """The files that the kernel is asked to have in memory from now on."""
+    asked: set[Path] = set()
+    advise = os.posix_fadvise
+
+    def asking(descriptor: int, offset: int, length: int, advice: int) -> None:
+        assert (offset, length, advice) == (0, 0, os.POSIX_FADV_WILLNEED)
+        asked.add(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
+        advise(descriptor, offset, length, advice)
+
+    monkeypatch.setattr(os, "posix_fadvise", asking)
+    return asked
+
+
 def test_the_next_generation_is_opened_with_rests_and_served_without(
-    project: Project, monkeypatch: pytest.MonkeyPatch
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rests: list[str] = []
     monkeypatch.setattr(reload, "Rest", lambda factor: lambda: rests.append(f"{factor}"))
     project.publish(1)
     project.follower.tick()
     assert rests == []  # nobody waits for an answer yet
-    project.publish(2)
+    name = project.publish(2)
+    asked = _read_ahead(monkeypatch)
     assert project.served() == ("g-000002", 2)
+    folder = tmp_path / "generations" / name
+    assert asked >= {folder / "index/vectors.npy", folder / "user_tower.onnx"}
+    assert not any(path.is_relative_to(folder / "checkpoint") for path in asked)
     assert len(rests) > 20  # files
     assert float(rests[0]) > 1
     rests.clear()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,9 @@ from serving_project import (
     write_project,
 )
 from test_serving_server import is_running
+from tiny_checkpoint import tiny_checkpoint
+from twotower.index.settings import IndexSettings
+from twotower.publishing.publisher import publish
 from twotower.publishing.store import ModelStore
 
 READ_BY_WORKER = "verified_by_worker"
@@ -83,6 +87,45 @@ def test_without_a_verifier_workers_read_the_files_and_the_next_one_is_started(
         last = verifier_of(server)
         server.signal(signal.SIGKILL)
         eventually(lambda: not is_running(last))
+
+
+def address_space_bytes(pid: int) -> int:
+    """The memory that a process has mapped."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmSize:"))
+
+
+def test_a_worker_that_cannot_load_goes_on_with_the_old_one_and_the_server_is_not_ready(
+    store: ModelStore, tmp_path: Path
+) -> None:
+    checkpoint = tiny_checkpoint(seed=9, num_items=60_000)
+    large = publish(checkpoint, store, index=IndexSettings(engine="exact")).name
+    config = write_project(tmp_path, more="retry_s = 0.1")
+    with running_server(config, workers=2) as server:
+        poor, rich = sorted(server.worker_pids())
+        none = resource.RLIM_INFINITY
+        bound = address_space_bytes(poor) + (4 << 20)
+        resource.prlimit(poor, resource.RLIMIT_AS, (bound, none))
+        sequence = store.activate(large, force=True).sequence
+
+        def served() -> dict[int, str]:
+            return {worker["pid"]: worker["generation"] for worker in server.readiness()["workers"]}
+
+        def problem() -> str:
+            found = {worker["pid"]: worker["problem"] for worker in server.readiness()["workers"]}
+            return str(found[poor]) if found[poor] and not found[rich] else ""
+
+        assert "memory" in eventually(problem).lower()
+        eventually(lambda: served() == {poor: "g-000001", rich: large})
+        reply = server.ask("GET", "/readyz")
+        assert reply.status == 503
+        assert not reply.json()["checks"]["together"]["ok"]
+        answers = [server.ask("POST", "/v1/retrieve", {"user_id": USERS[0]}) for _ in range(20)]
+        assert {reply.status for reply in answers} == {200}
+        assert {reply.json()["generation"] for reply in answers} <= {"g-000001", large}
+        resource.prlimit(poor, resource.RLIMIT_AS, (none, none))
+        server.wait_ready(sequence)
+        assert served() == {poor: large, rich: large}
 
 
 def private_bytes(pid: int) -> int:

@@ -32,6 +32,7 @@ __all__ = [
     "is_held",
     "map_regular",
     "member_files",
+    "read_ahead",
     "read_regular",
     "replace_file",
     "write_in_pieces",
@@ -42,8 +43,6 @@ Step = Callable[[str], None]
 _CHUNK_BYTES: Final = 1 << 18
 _PIECE_BYTES: Final = 1 << 18
 _FLUSH_BYTES: Final = 8 << 20
-_POPULATE: Final = getattr(mmap, "MAP_POPULATE", 0)
-"""Fault all pages in at once: the whole file is about to be read."""
 _READ: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
@@ -167,7 +166,22 @@ def map_regular(path: Path) -> mmap.mmap | bytes:
     try:
         if not os.fstat(descriptor).st_size:
             return b""
-        return mmap.mmap(descriptor, 0, prot=mmap.PROT_READ, flags=mmap.MAP_SHARED | _POPULATE)
+        # not MAP_POPULATE: a file that must come from the disk would stop every thread meanwhile
+        return mmap.mmap(descriptor, 0, prot=mmap.PROT_READ, flags=mmap.MAP_SHARED)
+    finally:
+        os.close(descriptor)
+
+
+def read_ahead(path: Path) -> None:
+    """Ask the kernel to have the plain file `path` in memory soon; waits for nothing.
+
+    Raises:
+        CorruptArtifact: it is missing, a link or no plain file.
+    """
+    descriptor = _open_regular(path)
+    try:
+        with contextlib.suppress(OSError, AttributeError):  # no Linux, or a file system without
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
     finally:
         os.close(descriptor)
 

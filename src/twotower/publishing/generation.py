@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from twotower.durable import at_no_chunk, digest_file, member_files, read_regular
+from twotower.durable import at_no_chunk, digest_file, member_files, read_ahead, read_regular
 from twotower.errors import CorruptArtifact
 from twotower.publishing.manifest import (
     MANIFEST,
@@ -30,6 +30,8 @@ from twotower.publishing.manifest import (
 __all__ = ["Fingerprint", "Generation", "open_array"]
 
 _MAX_MANIFEST_BYTES: Final = 64 << 20
+_TRAINING: Final = "checkpoint/"
+"""Files from which the next night starts."""
 
 
 class Fingerprint(NamedTuple):
@@ -121,6 +123,12 @@ class Generation:
             raise _corrupt(self.path, member, f"has {num_bytes} bytes, expected {entry.bytes}")
         if digest_file(self.path / member, at_chunk) != (entry.bytes, entry.blake2b):
             raise _corrupt(self.path, member, "was altered: its checksum is wrong")
+
+    def read_ahead(self) -> None:
+        """Ask the kernel to have every file in memory soon that answers need."""
+        for member in self.manifest.files:
+            if not member.startswith(_TRAINING):
+                read_ahead(self.path / member)
 
     def file(self, member: str) -> Path:
         """Return the path of a file of this generation, or of a folder that holds such files.

@@ -197,6 +197,7 @@ class Follower:
         """Return a generation whose files were verified, warm and checked."""
         with self._timed("load"):
             if self.served is not None:  # requests are answered meanwhile
+                generation.read_ahead()  # a roll-back's pages may have left the memory
                 generation.at_file = Rest(_REST_FACTOR)
             retriever = Retriever(generation, activation, threads=self._settings.threads)
             generation.at_file = at_no_chunk
