@@ -6,13 +6,13 @@
 One real server, of one worker unless told otherwise, with the settings that it comes with, asked at
 `--share` of its capacity by a process of its own, first in peace, then while 20 generations with 4
 deltas each go live one after the other and every other one is rolled back: 100 publishes and 10
-roll-backs (`--quick`: 20 and 2), without a pause between them. Generations and deltas lie ready: to publish is
-to activate here, so what is measured is loading, checking, warming and swapping, neither training
-nor building. The server has the first core to itself, with all its processes; who asks has the
-last one, and who activates, which is to verify a generation once more, has what is left of that.
-Nobody asks the server whether it is ready: the answers tell. Item IDs and scores of an answer tell
-which generation and which delta made it, so every answer is checked afterwards, also those that
-name the wrong one.
+roll-backs (`--quick`: 20 and 2), without a pause between them. Generations and deltas lie ready: to
+publish is to activate here, so what is measured is loading, checking, warming and swapping, neither
+training nor building. The server has the first core to itself, with all its processes; who asks has
+the last one, and who activates, which is to verify a generation once more, has what is left of
+that. Nobody asks the server whether it is ready: the answers tell. Item IDs and scores of an answer
+tell which generation and which delta made it, so every answer is checked afterwards, also those
+that name the wrong one.
 
 - `failed`, `mixed`, `backwards`: answers that are no 200, that are not what their generation and
   delta say, that are older than one before them on their connection.
