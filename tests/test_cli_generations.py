@@ -12,11 +12,13 @@ from typer.testing import CliRunner
 
 from tiny_checkpoint import tiny_checkpoint
 from twotower.cli import app as cli
-from twotower.errors import CorruptArtifact, GateRefused, NotReady, TwoTowerError
+from twotower.errors import ConfigError, CorruptArtifact, GateRefused, NotReady, TwoTowerError
 from twotower.index.settings import IndexSettings
+from twotower.publishing.generation import Generation
 from twotower.publishing.publisher import publish
 from twotower.publishing.settings import GateSettings, PublishingSettings
 from twotower.publishing.store import ModelStore
+from twotower.serving.retriever import Retriever
 
 PROJECT = """
 config_version = 1
@@ -67,6 +69,25 @@ def test_list_shows_what_is_live_and_what_was_refused(project: Path) -> None:
     assert "refused by not_collapsed" in lines["g-000003"]
     assert "passed" in lines["g-000002"]
     assert "2022-05-01" in lines["g-000001"]
+
+
+def test_a_generation_is_published_once_more_for_another_engine(project: Path) -> None:
+    told = call_json(project, "generations", "republish", "g-000001", "--engine", "faiss_ivf")
+    folder = project / "twotower-data" / "generations"
+    one, other = (Generation.open(folder / name) for name in ("g-000001", told["name"]))
+    assert (told["name"], told["parent"]) == ("g-000004", one.manifest.parent)
+    assert (one.manifest.index.engine, other.manifest.index.engine) == ("exact", "faiss_ivf")
+    for member in ("item_vectors.npy", "items/display.npy", "user_id_embeddings.npy"):
+        assert one.read(member) == other.read(member)
+    answers = [Retriever(generation).retrieve(700).candidates for generation in (one, other)]
+    assert [found.item_id for found in answers[0]] == [found.item_id for found in answers[1]]
+    assert call_json(project, "generations", "list")["live"]["generation"] == "g-000001"
+
+
+def test_an_unknown_engine_publishes_nothing(project: Path) -> None:
+    with pytest.raises(ConfigError, match="unknown index engine 'fais'; known: auto, exact"):
+        call(project, "generations", "republish", "g-000001", "--engine", "fais")
+    assert len(call_json(project, "generations", "list")["generations"]) == 3
 
 
 def test_list_as_json(project: Path) -> None:

@@ -25,6 +25,7 @@ from twotower.publishing.gates import Gate, Measured
 from twotower.publishing.generation import Generation
 from twotower.publishing.manifest import GateResult
 from twotower.publishing.publisher import publish
+from twotower.publishing.republishing import republish
 from twotower.publishing.settings import GateSettings, PublishingSettings
 from twotower.publishing.store import ModelStore
 from twotower.publishing.trainer_vectors import trainer_item_vectors, trainer_user_vectors
@@ -340,3 +341,15 @@ def test_given_display_fields_are_kept_by_item_id(store: ModelStore) -> None:
     position = int(encoder.items.positions([ids[7]])[0])
     assert display.at(position) == {"title": f"title of {ids[7]}"}
     assert display.at(int(encoder.items.positions([ids[40]])[0])) == {}
+
+
+def test_a_generation_published_for_another_engine_shows_the_same(store: ModelStore) -> None:
+    checkpoint = tiny_checkpoint()
+    titles = {item_id: {"title": f"item {item_id}"} for item_id in external_ids("int", "i", 3)}
+    publish(checkpoint, store, index=INDEX, display=titles, metrics={"recall_at_20": 0.25})
+    again = republish(store, "g-000001", "faiss_hnsw", index=INDEX)
+    first = store.open("g-000001")
+    for member in ("items/display.npy", "items/display_offsets.npy", "item_vectors.npy"):
+        assert again.read(member) == first.read(member)
+    assert again.manifest.metrics["recall_at_20"] == 0.25
+    assert (first.manifest.index.engine, again.manifest.index.engine) == ("exact", "faiss_hnsw")

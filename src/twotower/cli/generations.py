@@ -11,6 +11,7 @@ from twotower.cli import output
 from twotower.cli.gates import gates_table
 from twotower.cli.generation_diff import diff
 from twotower.cli.options import DEFAULT_CONFIG, ConfigOption, DryRunOption, JsonOption
+from twotower.cli.republish import republish
 from twotower.cli.retention import pin, prune, unpin
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ _generations = typer.Typer(no_args_is_help=True)
 
 def register(app: typer.Typer) -> None:
     """Add the group to the command line."""
-    for command in (diff, pin, unpin, prune):
+    for command in (diff, republish, pin, unpin, prune):
         _generations.command(command.__name__)(command)
     app.add_typer(
         _generations, name="generations", help="List, compare, activate, roll back, prune."

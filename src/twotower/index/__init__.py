@@ -17,6 +17,7 @@ from twotower.index.choosing import (
     Choice,
     ChosenIndex,
     Items,
+    check_engine,
     choose_index,
 )
 from twotower.index.exact import open_exact
@@ -41,6 +42,7 @@ __all__ = [
     "TunableIndex",
     "VectorIndex",
     "build_index",
+    "check_engine",
     "choose_index",
     "drop_orphans",
     "open_index",

@@ -34,6 +34,7 @@ __all__ = [
     "ChosenIndex",
     "Items",
     "Trial",
+    "check_engine",
     "choose_index",
     "one_side",
 ]
@@ -113,10 +114,7 @@ def choose_index(items: Items, settings: IndexSettings, k: int) -> ChosenIndex:
         MissingExtra: the package of the engine that was named is not installed.
         NotReady: a server does not answer.
     """
-    if settings.engine not in ("auto", *ENGINES):
-        raise ConfigError(
-            f"unknown index engine {settings.engine!r}; known: auto, {', '.join(sorted(ENGINES))}"
-        )
+    check_engine(settings.engine)
     index, trials = _by_measurement(items, settings, k) if _is_open(items, settings) else (None, [])
     if index is None:
         named = "exact" if settings.engine == "auto" else settings.engine
@@ -136,6 +134,19 @@ def choose_index(items: Items, settings: IndexSettings, k: int) -> ChosenIndex:
         trials=tuple(trials),
     )
     return ChosenIndex(index, choice)
+
+
+def check_engine(name: str) -> None:
+    """Refuse a name that no engine has.
+
+    Raises:
+        ConfigError: there is no such engine.
+    """
+    if name not in ("auto", *ENGINES):
+        raise ConfigError(
+            f"unknown index engine {name!r}; known: auto, {', '.join(sorted(ENGINES))}; "
+            "nothing was built"
+        )
 
 
 def _is_open(items: Items, settings: IndexSettings) -> bool:
