@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from twotower.errors import ConfigError, CorruptArtifact, DataError, MissingExtra
-from twotower.index import Items, build_index, choose_index, open_index
+from twotower.index import Items, build_index, choose_index, open_index, storage
 from twotower.index.contract import IndexContract, random_items
 from twotower.index.exact import ExactIndex
 from twotower.index.faiss import Flat, Hnsw, Ivf, IvfFlat, IvfPq
@@ -246,6 +246,23 @@ def test_a_header_that_fits_no_longer_is_not_loaded(tmp_path: Path, field: str) 
     header = tmp_path / "index" / "index.json"
     header.write_bytes(header.read_bytes().replace(f'"{field}":'.encode(), f'"{field}":0'.encode()))
     with pytest.raises(CorruptArtifact):
+        open_index(tmp_path / "index")
+
+
+@pytest.mark.parametrize("engine", ["exact", "faiss_ivf"])
+@pytest.mark.parametrize("place", [0, 3, 4, 5, 8, 1999])
+def test_labels_that_do_not_ascend_are_not_loaded(
+    tmp_path: Path, engine: str, place: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "_BLOCK", 4)
+    build_index(engine, *random_items(2000), IndexSettings()).save(tmp_path / "index")
+    path = next((tmp_path / "index").glob("*ids.npy"))
+    path = path.with_name(path.name.replace("added", "base"))
+    ids = np.load(path)
+    open_index(tmp_path / "index")
+    ids[place] = ids[place - 1] if place else -1
+    np.save(path, ids)
+    with pytest.raises(CorruptArtifact, match="ascending labels"):
         open_index(tmp_path / "index")
 
 

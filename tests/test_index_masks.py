@@ -187,7 +187,7 @@ def test_a_mask_that_may_change_is_read_again(kind: str) -> None:
 def test_few_allowed_rows_are_scanned_and_more_where_lists_would_look_at_more(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(masked, "_FEW_ROWS", 100)
+    monkeypatch.setattr(masked, "_FEW_ROWS", 200)
     index, scans = built(), list[int]()
 
     def counted(search: masked.MaskedSearch, queries: FloatArray, k: int, mask: RowMask) -> Any:
@@ -196,7 +196,7 @@ def test_few_allowed_rows_are_scanned_and_more_where_lists_would_look_at_more(
 
     monkeypatch.setattr(masked.MaskedSearch, "_scan", counted)
     for effort, num_allowed, is_scanned in (
-        (1, 100, True),
+        (1, 200, True),
         (1, 250, False),
         (index.efforts()[-1], 250, False),
         (index.efforts()[-1], 240, True),

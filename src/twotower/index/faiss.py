@@ -27,6 +27,8 @@ from twotower.index.native import (
 __all__ = ["Flat", "Hnsw", "Ivf", "IvfFlat", "IvfPq", "load_faiss"]
 
 _MIN_POINTS_PER_LIST: Final = 64
+_TRAINED_POINTS: Final = 250_000
+"""That k-means looks at, if these are enough for its lists: more did not find better ones."""
 _HNSW_LINKS: Final = 32
 _HNSW_BUILD_EFFORT: Final = 100
 
@@ -145,6 +147,7 @@ class Ivf(_Faiss):
         native = faiss.index_factory(dimensions, description, faiss.METRIC_INNER_PRODUCT)
         native.cp.seed = seed + 1
         native.cp.min_points_per_centroid = 1
+        native.cp.max_points_per_centroid = max(_MIN_POINTS_PER_LIST, _TRAINED_POINTS // lists)
         native.train(vectors)
         native.add(vectors)
         return native

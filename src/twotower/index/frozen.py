@@ -213,11 +213,11 @@ def open_frozen(engine: NativeEngine, folder: Path, header: IndexHeader, mmap: b
     """
     base = read_rows(folder, header.dimensions, mmap, "base_")
     added = read_rows(folder, header.dimensions, mmap, "added_")
-    live = read_array(folder, "live.npy", np.bool_, (len(base.ids),), mmap=False)
+    live = read_array(folder, "live.npy", np.bool_, (len(base.ids),), mmap)
     native = None
     if len(base.ids):
         native = engine.open(folder / engine.file_name, mmap, base.vectors.shape)
-    snapshot = _Snapshot(base, native, SharedMask(live.astype(np.bool_)), added)
+    snapshot = _Snapshot(base, native, SharedMask(live), added)
     if header.effort is None or header.effort < 1 or snapshot.num_items() != header.num_items:
         raise CorruptArtifact(
             f"the index in {folder} was not loaded: expected {header.num_items} items and an "

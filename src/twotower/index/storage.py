@@ -35,6 +35,8 @@ _FORMAT_VERSION: Final = 2
 _READ_VERSIONS: Final = (1, 2)
 """Format 1 had no `filter_factor`."""
 _HEADER_NAME: Final = "index.json"
+_BLOCK: Final = 65_536
+"""Labels compared at a time, so that what is compared stays in a cache."""
 
 
 class IndexHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -108,17 +110,23 @@ def write_rows(folder: Path, rows: VectorRows, prefix: str = "") -> None:
 
 
 def read_rows(folder: Path, dimensions: int, mmap: bool, prefix: str = "") -> VectorRows:
-    """Return a set that `write_rows` wrote; the labels in memory, the vectors as `mmap` says.
+    """Return a set that `write_rows` wrote, mapped or in memory as `mmap` says.
 
     Raises:
         CorruptArtifact: an array has another type or shape, or the labels do not ascend.
     """
-    ids = read_array(folder, f"{prefix}ids.npy", np.int64, (None,), mmap=False)
+    ids = read_array(folder, f"{prefix}ids.npy", np.int64, (None,), mmap)
     shape = (len(ids), dimensions)
     vectors = read_array(folder, f"{prefix}vectors.npy", np.float32, shape, mmap)
-    if len(ids) and (ids[0] < 0 or (np.diff(ids) <= 0).any()):
+    if not _ascend(ids):
         raise _refused(folder, f"expected ascending labels in {prefix}ids.npy")
     return VectorRows(ids, vectors)
+
+
+def _ascend(ids: npt.NDArray[np.int64]) -> bool:
+    """Return whether labels are 0 or more and each is above the one before, without a copy."""
+    blocks = (ids[start : start + _BLOCK + 1] for start in range(0, len(ids), _BLOCK))
+    return not len(ids) or bool(ids[0] >= 0 and all((b[1:] > b[:-1]).all() for b in blocks))
 
 
 def read_array(
