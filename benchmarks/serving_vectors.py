@@ -65,7 +65,11 @@ def qdrant(
         RuntimeError: it cannot be installed, or does not run.
     """
     python = environment_python("qdrant", environments)
-    arrays = {"vectors": vectors, "queries": queries, "num_hidden": num_hidden}
+    arrays: dict[str, npt.NDArray[Any]] = {
+        "vectors": vectors,
+        "queries": queries,
+        "num_hidden": num_hidden,
+    }
     for name, array in arrays.items():
         np.save(folder / f"{name}.npy", array)
     script = Path(__file__).with_name("serving_qdrant.py")

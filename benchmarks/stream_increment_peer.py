@@ -40,7 +40,7 @@ def sparse_adagrad(task: workload.Task, batch: int, steps: int) -> float:
         vectors = users(user, features[0][user]), items(item, features[1][item])
         logits = vectors[0] @ vectors[1].T / workload.TEMPERATURE - log_probability
         loss = functional.cross_entropy(logits, own)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
     return steps * batch / (time.perf_counter() - began)
 

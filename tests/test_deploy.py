@@ -150,8 +150,8 @@ def test_the_serving_image_is_free_of_torch_and_the_other_has_its_version() -> N
     (version,) = re.findall(r"torch==(\S+)", " ".join(instructions("build-learn", "RUN")))
     (wanted,) = [r for r in table["train"] if r.startswith("torch")]
     assert f">={version.rpartition('.')[0]}" in wanted
-    for stage in stages().values():
-        if match := re.fullmatch(r"python:(3\.\d+)-slim-\w+", stage[0]):
+    for base, _ in stages().values():
+        if match := re.fullmatch(r"python:(3\.\d+)-slim-\w+", base):
             classifier = f"Programming Language :: Python :: {match[1]}"
             assert classifier in metadata["classifiers"]
 

@@ -174,7 +174,8 @@ def test_a_wrong_request_is_refused_as_ever(store: Store) -> None:
         reply = store.server.ask("POST", "/v1/retrieve", {"user_id": USERS[0], **wrong})
         assert reply.status == 422, reply.body
     assert store.server.ask("POST", "/v1/retrieve", b"\xff{").status == 400
-    for data in ([{}], [None], [2**70], [True]):
+    wrong_data: tuple[list[object], ...] = ([{}], [None], [2**70], [True])
+    for data in wrong_data:
         tensor = {"name": "user_id", "datatype": "INT64", "shape": [1], "data": data}
         reply = store.server.ask("POST", "/v2/models/twotower/infer", {"inputs": [tensor]})
         assert reply.status == 422, reply.body
@@ -211,7 +212,8 @@ def test_the_open_inference_protocol(store: Store) -> None:
     outputs = {one["name"]: one["data"] for one in reply.json()["outputs"]}
     expected = [one for user in USERS[1:3] for one in store.expected(user).candidates]
     assert outputs["item_ids"] == [str(one.item_id) for one in expected]
-    assert np.float32(outputs["scores"]).tolist() == [np.float32(one.score) for one in expected]
+    found = np.asarray(outputs["scores"], np.float32)
+    np.testing.assert_array_equal(found, np.array([one.score for one in expected], np.float32))
 
 
 def test_an_answer_that_comes_too_late_is_not_begun(store: Store) -> None:

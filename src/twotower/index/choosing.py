@@ -211,9 +211,11 @@ def one_side(items: Items) -> IntArray:
     What items have in common lies together in the space, so that some users are far from all that
     their condition allows: harder to find than a half at random.
     """
-    across = np.random.default_rng(items.seed).standard_normal(items.vectors.shape[1])
-    side = items.vectors @ across.astype(np.float32)
-    return items.ids[side >= np.median(side)]
+    size = items.vectors.shape[1]
+    across = np.random.default_rng(items.seed).standard_normal(size, np.float32)
+    side = items.vectors @ across
+    found: IntArray = items.ids[side >= np.median(side)]
+    return found
 
 
 def _since(began: float) -> float:

@@ -124,9 +124,11 @@ class ProfileLookup:
 
     def _stored_form(self, users_of: Callable[[bytes], list[Id]], body: bytes) -> dict[Id, Id]:
         """Return the users of a body as given and as the log has them, none that cannot be one."""
-        served, known = self._follower.served, {}
+        served, known = self._follower.served, dict[Id, Id]()
+        if served is None:
+            return known
         with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
-            for user in users_of(body) if served else ():
+            for user in users_of(body):
                 with contextlib.suppress(DataError):
                     known[user] = served.retriever.encoder.users.normal(user)
         return known

@@ -47,7 +47,8 @@ def load_redis() -> ModuleType:
         import redis.asyncio
     except ImportError as error:
         raise MissingExtra("redis", "redis", "profiles in Redis") from error
-    return redis
+    module: ModuleType = redis
+    return module
 
 
 class RedisProfiles(ProfileStore):
