@@ -22,7 +22,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help preflight install install-all demo test test-effects test-faults test-api tune check bench-env bench-full clean
+.PHONY: help preflight install install-all demo test test-effects test-faults test-api test-gone tune check bench-env bench-full clean
 
 help: ## show this list
 	@echo "make TARGET [PYTHON=python3.12] [PIP_ARGS='--no-index --find-links DIR']"
@@ -85,6 +85,9 @@ test-faults: $(DEV_INSTALLED) ## the long checks: slow tests, then test-effects;
 
 test-api: $(DEV_INSTALLED) ## every night: 50,000 requests made from the OpenAPI document
 	TWOTOWER_API_EXAMPLES=$(API_EXAMPLES) $(BIN)/python -m pytest tests/test_serving_schemathesis.py $(PYTEST_ARGS)
+
+test-gone: $(DEV_INSTALLED) ## long: clients that go away in the middle of a request, a million times
+	TWOTOWER_GONE=1000000 $(BIN)/python -m pytest tests/test_serving_gone.py $(PYTEST_ARGS)
 
 check: $(DEV_INSTALLED) ## ruff, its formatting, and mypy in strict mode
 	$(BIN)/ruff check .
