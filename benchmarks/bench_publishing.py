@@ -22,6 +22,7 @@ that name the wrong one.
 - `unsent`: requests that were due while all connections waited: nobody asked them.
 - `live_after_s`, `delta_live_after_s`, `rolled_back_after_s`: until every answer comes from what
   was made live, the median; of a roll-back with its deltas.
+- `verify_s`, `load_s`, `warm_s`, `apply_s`: the parts of that, the mean.
 - `first_over_p50`: how long the first answer of each generation took over the p50 of the quiet
   part, the median; `first_at_start_over_p50`: of the first request after the server was ready.
 - `flip_spread_s`: from the first answer of an activation until every connection has one, the
@@ -67,6 +68,7 @@ from twotower.serving.retriever import Retriever
 from twotower.serving.settings import ServingSettings
 
 CONNECTIONS: Final = 4
+"""Of each worker."""
 CAPACITY_S: Final = 3.0
 SHARE_OF_CAPACITY: Final = 0.7
 STALL_S: Final = 0.020
@@ -98,7 +100,7 @@ class Watch(Load):
     """A load that keeps every answer, and tells what the last one on each connection came from."""
 
     def __init__(self, address: tuple[str, int], users: Sequence[Id], newest: MadeBy) -> None:
-        super().__init__(address, CONNECTIONS, users)
+        super().__init__(address, len(newest), users)
         self.seen: list[Seen] = []
         self._newest = newest
         self._places = {connection: place for place, connection in enumerate(self._idle)}
@@ -142,10 +144,10 @@ def pin(pid: int, place: int) -> None:
 class Watching:
     """The process that asks."""
 
-    def __init__(self, server: RunningServer, rate: float) -> None:
+    def __init__(self, server: RunningServer, rate: float, workers: int) -> None:
         context = multiprocessing.get_context("spawn")
         self._ends, other = context.Pipe()
-        self._newest = context.Array("q", CONNECTIONS, lock=False)
+        self._newest = context.Array("q", CONNECTIONS * workers, lock=False)
         given = (server.address, rate, self._newest, other)
         self._process = context.Process(target=watch, args=given)
         self._process.start()
@@ -252,9 +254,9 @@ def checked(seen: Sequence[Seen], expected: Expected) -> dict[str, int]:
     return found
 
 
-def capacity_of(server: RunningServer) -> float:
+def capacity_of(server: RunningServer, workers: int) -> float:
     """Return the answers a second of connections that ask again as soon as they are answered."""
-    closed = Load(server.address, CONNECTIONS, USERS)
+    closed = Load(server.address, CONNECTIONS * workers, USERS)
     closed.run(CAPACITY_S, None)
     closed.close()
     return len(closed.latencies_s) / CAPACITY_S
@@ -273,6 +275,16 @@ def first_answers(seen: Sequence[Seen]) -> float:
     for one in sorted(seen, key=lambda one: one.sent_s):
         first.setdefault(made_by(one.body) // 1000, one)
     return median(one.latency_s for one in first.values())
+
+
+def phases(server: RunningServer) -> dict[str, float]:
+    """Return the mean seconds of each phase of taking over, those of the start included."""
+    name, found = "twotower_publish_duration_seconds", {}
+    for kind, phase in (("full", "verify"), ("full", "load"), ("full", "warm"), ("delta", "apply")):
+        total_s = server.metric(f"{name}_sum", kind=kind, phase=phase)
+        number = server.metric(f"{name}_count", kind=kind, phase=phase)
+        found[f"{phase}_s"] = total_s / max(number, 1)
+    return found
 
 
 def flip_spread(seen: Sequence[Seen]) -> float:
@@ -326,19 +338,20 @@ def measure(
     with running_server(project, workers=workers) as server:
         pin(0, LAST)
         first_over_p50 = first_at_start(server)
-        capacity = capacity_of(server)
+        capacity = capacity_of(server, workers)
         rate = share * capacity
-        watching = Watching(server, rate)
+        watching = Watching(server, rate, workers)
         time.sleep(quiet_s)
         quiet, _ = watching.end()
         before_bytes = resident_bytes(server)
-        watching = Watching(server, rate)
+        watching = Watching(server, rate, workers)
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))  # who asks goes first
         began_s = time.perf_counter()
         taken = publish_all(staged, watching)
         busy_s = time.perf_counter() - began_s
         busy, num_unsent = watching.end()
         after_bytes = resident_bytes(server)
+        took = phases(server)
     calm, found = waits(quiet, "_quiet"), waits(busy)
     return {
         "publishes": num_full * (1 + DELTAS),
@@ -352,6 +365,7 @@ def measure(
         "live_after_s": median(taken.full),
         "delta_live_after_s": median(taken.delta),
         "rolled_back_after_s": median(taken.roll_back),
+        **took,
         "first_over_p50": 1000 * first_answers(busy) / calm["p50_ms_quiet"],
         "first_at_start_over_p50": first_over_p50,
         "flip_spread_s": flip_spread(busy),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -111,3 +112,20 @@ def test_a_rest_is_as_much_longer_than_the_work_as_asked_for(
         worked_s[0] += work_s
         take()
     assert rested == [2.0, 1.0, 0.0]
+
+
+def test_the_loop_rests_for_longer_than_a_step_took(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rested: list[float] = []
+    call_later = loop.loop.call_later
+
+    def calling(delay_s: float, *given: Any) -> Any:
+        rested.append(delay_s)
+        return call_later(0, *given)
+
+    ticks = iter(range(1000))
+    monkeypatch.setattr(loop.loop, "call_later", calling)
+    monkeypatch.setattr("twotower.serving.turns.time.perf_counter", lambda: next(ticks))
+    loop.turns.take(iter([None, None]))
+    assert rested == [3.0, 3.0]

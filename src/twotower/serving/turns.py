@@ -2,7 +2,8 @@
 
 Two threads of one interpreter that both compute slow each other down far beyond their shares. What
 has to be computed in a serving process beside the answers is therefore cut into steps, each about
-as long as a request, and the loop takes one when no request waits.
+as long as a request; the loop takes one when no request waits, and then rests for longer than that
+took, because other workers may share its core.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Final
 
 __all__ = ["Turns"]
 
+_REST_FACTOR: Final = 3.0
 _PATIENCE_S: Final = 0.005
 """How long requests go before a step, which is then taken although some wait."""
 
@@ -57,6 +59,7 @@ class Turns:
         if self._num_waiting() and time.perf_counter() < latest_s:
             self._after_reading(steps, done, latest_s)  # behind those that wait
             return
+        began_s = time.perf_counter()
         try:
             next(steps)
         except StopIteration:
@@ -64,4 +67,6 @@ class Turns:
         except Exception as error:
             done.set_exception(error)
         else:
-            self._begin_step(steps, done)
+            assert self._loop is not None
+            rest_s = _REST_FACTOR * (time.perf_counter() - began_s)
+            self._loop.call_later(rest_s, self._begin_step, steps, done)

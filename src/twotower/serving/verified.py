@@ -58,9 +58,10 @@ class Verified:
             CorruptArtifact: what `Generation.verify` raises, here or in the verifier.
         """
         status = self._board.read(VerifierStatus) or VerifierStatus()
-        files = generation.fingerprint().digest
-        for verdict in status.verdicts:
-            if (verdict.manifest, verdict.files) == (generation.digest, files):
+        verdicts = [one for one in status.verdicts if one.manifest == generation.digest]
+        files = generation.fingerprint().digest if verdicts else ""
+        for verdict in verdicts:
+            if verdict.files == files:
                 if verdict.problem is not None:
                     raise CorruptArtifact(verdict.problem)
                 self._manifest = ""
