@@ -30,7 +30,9 @@ HEAD: Final = """\
 
 One TOML file, read strictly: an unknown setting is refused with its path and the nearest known
 name. `twotower config check` checks a file, `twotower config show --effective --origin` shows
-every setting and where it came from.
+every setting and where it came from. `twotower config schema > twotower.schema.json` writes a JSON
+Schema: with `#:schema ./twotower.schema.json` as the file's first line an editor that knows TOML
+completes the names and marks what is wrong.
 
 Where a setting is given more than once, the later of these wins:
 

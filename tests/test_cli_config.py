@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import msgspec
 import pytest
 from typer.testing import CliRunner
@@ -15,6 +17,11 @@ from twotower.cli import app as cli
 from twotower.config import load_project
 from twotower.errors import ConfigError
 from twotower.overrides import FLAGS
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 
 @pytest.fixture
@@ -70,3 +77,21 @@ def test_show_as_json(path: Path) -> None:
     assert every["origins"]["training.temperature"] == "default"
     assert every["settings"]["training"]["temperature"] == 0.1
     assert every["origins"]["events.time.unit"] == "file"
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["deploy/kubernetes/twotower.toml"]
+    + [f"examples/{name}/twotower.toml" for name in ("globo-news", "kuairand", "own-log")],
+)
+def test_the_schema_takes_what_the_loader_takes_and_knows_typing_errors(
+    repository: Path, file: str
+) -> None:
+    schema = json.loads(call("config", "schema"))
+    jsonschema.Draft202012Validator.check_schema(schema)
+    checker = jsonschema.Draft202012Validator(schema)
+    given = tomllib.loads((repository / file).read_text())
+    checker.validate(given)
+    assert not checker.is_valid({**given, "evnets": {}})
+    assert not checker.is_valid({**given, "serving": {"port": 65_536}})
+    assert not checker.is_valid({**given, "serving": {"profiles": {"store": "memcached"}}})

@@ -43,6 +43,7 @@ __all__ = [
     "effective_settings",
     "layered_settings",
     "load_project",
+    "settings_schema",
 ]
 
 CONFIG_VERSION: Final = 1
@@ -141,6 +142,15 @@ def effective_settings(project: Project) -> dict[str, Any]:
     values: dict[str, Any] = msgspec.to_builtins(project, enc_hook=str)
     del values["path"]
     return values
+
+
+def settings_schema() -> dict[str, Any]:
+    """Return the JSON Schema of the file, by which an editor completes and checks it.
+
+    Conditions between settings are not in it: `load_project` has the last word.
+    """
+    schema = msgspec.json.schema(ProjectSettings)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -78,6 +78,17 @@ def show(
         output.console.print(f"{line}  # {origins[name]}" if origin else line, markup=False)
 
 
+@_config.command()
+def schema() -> None:
+    """Write the JSON Schema of the project file, for an editor that completes TOML.
+
+    Example: twotower config schema > twotower.schema.json
+    """
+    from twotower.config import settings_schema
+
+    output.emit_json(settings_schema())
+
+
 def _shown(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings without the passwords of their URLs."""
     return {name: _without_password(value) for name, value in values.items()}
