@@ -54,6 +54,19 @@ def test_rows_hidden_in_one_byte_are_all_hidden_and_shown_again(rows: list[int])
     assert np.flatnonzero(np.unpackbits(copy.bits, bitorder="little"))[:4].tolist() == [0, 1, 2, 5]
 
 
+@pytest.mark.parametrize("num_rows", [100, 9000])
+@pytest.mark.parametrize("every", [1, 3])
+def test_a_few_rows_of_many_are_hidden_and_shown_again(num_rows: int, every: int) -> None:
+    shared = SharedMask(np.arange(num_rows) % every == 0)
+    copy, rows = MaskCopy(shared), np.array([70, 2, 64, 70, 99])
+    for _ in range(2):
+        copy.hide(rows)
+        left = np.flatnonzero(np.unpackbits(copy.bits, bitorder="little"))
+        assert left.tolist() == np.setdiff1d(np.arange(0, num_rows, every), rows).tolist()
+        copy.show(rows)
+        assert (copy.bits == shared.bits).all()
+
+
 def test_a_copy_takes_over_another_mask_of_its_size() -> None:
     first, second = SharedMask(np.arange(20) != 3), SharedMask(np.arange(17) != 5)
     copy = MaskCopy(first)
@@ -187,7 +200,7 @@ def test_a_mask_that_may_change_is_read_again(kind: str) -> None:
 def test_few_allowed_rows_are_scanned_and_more_where_lists_would_look_at_more(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(masked, "_FEW_ROWS", 200)
+    monkeypatch.setattr(masked, "_FEW_ROWS", 285)
     index, scans = built(), list[int]()
 
     def counted(search: masked.MaskedSearch, queries: FloatArray, k: int, mask: RowMask) -> Any:
@@ -196,10 +209,9 @@ def test_few_allowed_rows_are_scanned_and_more_where_lists_would_look_at_more(
 
     monkeypatch.setattr(masked.MaskedSearch, "_scan", counted)
     for effort, num_allowed, is_scanned in (
-        (1, 200, True),
-        (1, 250, False),
-        (index.efforts()[-1], 250, False),
-        (index.efforts()[-1], 240, True),
+        (1, 285, True),
+        (1, 290, False),
+        (index.efforts()[-1], 290, True),
         (index.efforts()[-1], 300, False),
     ):
         index.effort, scans[:] = effort, []

@@ -28,8 +28,8 @@ _MIN_ALLOWED_SHARE: Final = 0.15
 """From this share of the items allowed on, they are never scanned."""
 _FEW_ROWS: Final = 20_000
 """Below that share, so many are always scanned: exact, in some tenths of a millisecond."""
-_LOOKS_A_PRODUCT: Final = 8
-"""Masked rows that lists pass over in the time of one inner product with a row in memory."""
+_LOOKS_A_PRODUCT: Final = 2
+"""Rows of lists that are looked up in a mask in the time of one inner product with a row."""
 _FEWEST_SPARE: Final = 16
 """Candidates more than are asked for, where codes propose them."""
 

@@ -22,6 +22,7 @@ ByteArray = npt.NDArray[np.uint8]
 
 _NO_ROWS: Final[IntArray] = np.zeros(0, np.int64)
 _MOST_KEPT: Final = 16
+_BYTES_A_ROW: Final = 64
 
 
 class SharedMask:
@@ -164,5 +165,11 @@ class MaskCopy:
         """Undo `hide` of those rows."""
         shared = self._shared
         assert shared is not None, "a mask is loaded when a copy is made"
-        self._flags[rows] = shared.allowed.take(rows)
-        self.bits[self._places] = shared.bits.take(self._places)
+        if shared.num_allowed == len(shared.allowed):
+            self._flags[rows] = True
+        else:
+            self._flags[rows] = shared.allowed.take(rows)
+        if len(self.bits) < _BYTES_A_ROW * len(rows):  # copying all is quicker
+            self.bits[:] = shared.bits
+        else:
+            self.bits[self._places] = shared.bits.take(self._places)
