@@ -83,7 +83,7 @@ test-faults: $(DEV_INSTALLED) ## the long checks: slow tests, then test-effects;
 	$(PYTEST) -m slow $(PYTEST_ARGS)
 	@$(MAKE) --no-print-directory test-effects
 
-test-api: $(DEV_INSTALLED) ## every night: 50,000 requests made from the OpenAPI document
+test-api: $(DEV_INSTALLED) ## every night: 50,000 requests made from the OpenAPI document, some 25 minutes
 	TWOTOWER_API_EXAMPLES=$(API_EXAMPLES) $(BIN)/python -m pytest tests/test_serving_schemathesis.py $(PYTEST_ARGS)
 
 test-gone: $(DEV_INSTALLED) ## long: clients that go away in the middle of a request, a million times

@@ -386,3 +386,17 @@ def test_retrieve_on_the_command_line_looks_in_redis(redis: RunningRedis, tmp_pa
     redis.client.set(f"cli:{user}", b'{"city": "Atlantis", "age": 3, "tags": "a", "joined": 0}')
     found = call_json(tmp_path, "retrieve", "--user", str(user))
     assert found["degraded"] == ["feature:city=unseen"]
+
+
+def test_the_doctor_asks_redis(own_log: Path) -> None:
+    def profile_store(*words: str) -> Any:
+        checks = call_json(own_log, *words, "doctor")
+        found = checks if isinstance(checks, list) else checks["findings"]
+        return next(one for one in found if one["check"] == "profile store")
+
+    assert profile_store()["found"].startswith("redis: answered in")
+    nobody = "serving.profiles.url=redis://:hunter2@127.0.0.1:1/0"
+    found = profile_store("--set", nobody)
+    assert (found["verdict"], found["found"]) == ("warning", "profile_store:no_answer")
+    assert "hunter2" not in str(found)
+    assert profile_store("--set", "serving.profiles.store=generation")["found"] == "generation"

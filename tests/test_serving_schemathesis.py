@@ -1,6 +1,8 @@
 """Requests made from the server's own OpenAPI document: no failure, no answer beside its schema.
 
-`make test-api` makes about 50,000; here there are about 2,000.
+`make test-api` makes about 50,000; here there are about 2,000. It has not been run whole: that it
+takes some 25 minutes is an estimate from 23 ms of processor time that each of 1,280 more requests
+took the client. `make test-api API_EXAMPLES=12` makes 2,700.
 """
 
 from __future__ import annotations

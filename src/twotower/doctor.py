@@ -5,6 +5,7 @@ Nothing is left behind: the probe file in the data folder is removed again.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import platform
@@ -24,6 +25,7 @@ import msgspec
 from twotower.config import Project
 from twotower.errors import TwoTowerError
 from twotower.publishing.store import ModelStore
+from twotower.serving.profiles import look_up_one
 
 __all__ = ["Finding", "examine"]
 
@@ -59,7 +61,7 @@ def examine(project: Project | None) -> list[Finding]:
     if project is not None:
         folder = _nearest_folder(project.data_path)
         findings += [_writable(project.data_path, folder), _disk(project, folder)]
-        findings += [_clock(folder), _live(project), _port(project)]
+        findings += [_clock(folder), _live(project), _port(project), _profiles(project)]
     return findings
 
 
@@ -161,6 +163,22 @@ def _clock(folder: Path) -> Finding:
         advice = "set both by NTP; order never depends on it, but people read these times"
         return Finding("clock", "warning", f"{words}, the disk's is {error_s:+.1f} s off", advice)
     return Finding("clock", "good", words)
+
+
+def _profiles(project: Project) -> Finding:
+    """Look somebody up in the profile store; it need not know him."""
+    settings = project.serving.profiles
+    began = time.perf_counter()
+    try:
+        notes = asyncio.run(look_up_one(settings, "doctor")).notes
+    except TwoTowerError as error:
+        return Finding("profile store", "bad", str(error))
+    took_ms = (time.perf_counter() - began) * 1000
+    if notes:
+        advice = "start Redis, or correct serving.profiles.url; until then users have old profiles"
+        return Finding("profile store", "warning", ", ".join(notes), advice)
+    words = f"redis: answered in {took_ms:.1f} ms, connecting included"
+    return Finding("profile store", "good", words if settings.store == "redis" else settings.store)
 
 
 def _live(project: Project) -> Finding:
