@@ -279,7 +279,8 @@ def first_answers(seen: Sequence[Seen]) -> float:
 
 def phases(server: RunningServer) -> dict[str, float]:
     """Return the mean seconds of each phase of taking over, those of the start included."""
-    name, found = "twotower_publish_duration_seconds", {}
+    name = "twotower_publish_duration_seconds"
+    found: dict[str, float] = {}
     for kind, phase in (("full", "verify"), ("full", "load"), ("full", "warm"), ("delta", "apply")):
         total_s = server.metric(f"{name}_sum", kind=kind, phase=phase)
         number = server.metric(f"{name}_count", kind=kind, phase=phase)
