@@ -11,8 +11,9 @@ layer are of `faiss_ivf` on the first set and size: `search_overhead_us` is our 
 raw Faiss call on the same index at the same effort, in turns, and `refined_overhead_us` less that
 of Faiss's own rescoring of the same candidates; `filtered_cost_ratio` is the p50 with
 1,000 seen items excluded over that without; `exact_batch_share_of_bound` is how long the bare
-products of 512 queries take over how long their exact search takes. One thread, where
-OMP_NUM_THREADS says so. Milvus is left out: what milvus-lite takes says nothing about a cluster.
+products of 512 queries take over how long their exact search takes; all in processor time. One
+thread, where OMP_NUM_THREADS says so. Milvus is left out: what milvus-lite takes says nothing
+about a cluster.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""What our layer costs beside the engine it calls, what filters cost, and how near the scan is."""
+"""What our layer costs beside the engine it calls, what filters cost, and how near the scan is.
+
+All in processor time of this process, which waiting for a core shared with other work leaves alone.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,6 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from search_curves import seconds
 from twotower.index.choosing import Items, one_side
 from twotower.index.exact import ExactIndex
 from twotower.index.faiss import Ivf, load_faiss
@@ -55,7 +57,9 @@ def layer_costs(index: FrozenIndex, vectors: FloatArray, queries: FloatArray) ->
         return index.search(some, K)
 
     raw_us, refined_us, our_us = in_turns([raw, refined, ours], queries)
-    taken = [[seconds(partial(call, queries)) for call in (raw, refined, ours)] for _ in range(9)]
+    taken = [
+        [processor_s(partial(call, queries)) for call in (raw, refined, ours)] for _ in range(9)
+    ]
     shares = np.median(np.array(taken) / np.array(taken)[:, 2:], axis=0)
     return {
         "search_overhead_us": our_us - raw_us,
@@ -77,10 +81,15 @@ def in_turns(calls: list[Callable[[FloatArray], Any]], queries: FloatArray) -> l
     for row in range(len(queries)):
         for turn, call in enumerate(calls):
             query = queries[row - 50 * turn][None]
-            began = time.perf_counter()
-            call(query)
-            times[turn].append(time.perf_counter() - began)
+            times[turn].append(processor_s(partial(call, query)))
     return [float(np.median(taken) * 1e6) for taken in times]
+
+
+def processor_s(call: Callable[[], object]) -> float:
+    """Processor seconds of a call."""
+    began = time.process_time()
+    call()
+    return time.process_time() - began
 
 
 def filter_costs(index: FrozenIndex, vectors: FloatArray, queries: FloatArray) -> dict[str, Any]:
@@ -129,9 +138,9 @@ def attribute_filter(
     exact = ExactIndex.build(allowed, vectors[allowed]).search(few, K)
     times, hits, short = [], [], 0
     for row in range(len(few)):
-        began = time.perf_counter()
-        found = index.search(few[row : row + 1], K, allowed=mask).ids[0]
-        times.append(time.perf_counter() - began)
+        search = partial(index.search, few[row : row + 1], K, allowed=mask)
+        times.append(processor_s(search))
+        found = search().ids[0]
         hits.append(np.isin(exact.ids[row], found).mean())
         short += int((found < 0).any())
     p50_us = float(np.median(times) * 1e6)
@@ -148,7 +157,9 @@ def exact_costs(index: VectorIndex, vectors: FloatArray, queries: FloatArray) ->
             some = vectors[start : start + TILE]
             np.matmul(batch, some.T, out=room[:, : len(some)])
 
-    pairs = [(seconds(products), seconds(lambda: index.search(batch, K))) for _ in range(TURNS)]
+    pairs = [
+        (processor_s(products), processor_s(lambda: index.search(batch, K))) for _ in range(TURNS)
+    ]
     bound_s, our_s = np.min(pairs, axis=0).tolist()
     flops = 2 * len(batch) * vectors.size
     return {
