@@ -19,7 +19,7 @@ from twotower.index.rows import make_rows
 
 pytest.importorskip("faiss", reason="needs the extra 'serve'")
 
-from twotower.index.faiss import Hnsw, Ivf
+from twotower.index.faiss import Hnsw, Ivf, load_faiss
 from twotower.index.hnswlib import Hnswlib
 from twotower.index.native import NativeEngine
 from twotower.index.scann import Scann
@@ -172,6 +172,26 @@ def test_products_are_those_of_the_named_rows_and_none_for_padding(engine: Nativ
     wanted = np.einsum("nd,nkd->nk", QUERIES[:2], VECTORS[rows])
     assert np.isneginf(found[rows < 0]).all()
     assert np.allclose(found[rows >= 0], wanted[rows >= 0], atol=1e-6)
+
+
+def test_one_query_wakes_no_other_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    faiss, used = load_faiss(), list[int]()
+    index, before, products = built(), faiss.omp_get_max_threads(), faiss.fvec_inner_products_by_idx
+
+    def counted(*arguments: Any) -> None:
+        used.append(faiss.omp_get_max_threads())
+        products(*arguments)
+
+    monkeypatch.setattr(faiss, "fvec_inner_products_by_idx", counted)
+    try:
+        faiss.omp_set_num_threads(2)
+        index.search(QUERIES[:1], 20)
+        index.search(QUERIES[:1], 20, allowed=IDS[:100])
+        index.search(QUERIES, 20)
+        assert used == [1, 1, 2]
+        assert faiss.omp_get_max_threads() == 2
+    finally:
+        faiss.omp_set_num_threads(before)
 
 
 @pytest.mark.parametrize("kind", ["exact", "faiss_ivf"])

@@ -71,14 +71,23 @@ class _Faiss(NativeEngine):
         """See `NativeEngine.products`: nothing is gathered first."""
         faiss = load_faiss()
         place = self._own.place_of(faiss, queries, rows)
-        faiss.fvec_inner_products_by_idx(
-            place.scores_at,
-            place.queries_at,
-            faiss.swig_ptr(vectors),
-            place.rows_at,
-            vectors.shape[1],
-            *rows.shape,
-        )
+        threads = faiss.omp_get_max_threads() if len(queries) == 1 else 1
+        if (
+            threads > 1
+        ):  # this thread's own setting: to wake others for one query takes milliseconds
+            faiss.omp_set_num_threads(1)
+        try:
+            faiss.fvec_inner_products_by_idx(
+                place.scores_at,
+                place.queries_at,
+                faiss.swig_ptr(vectors),
+                place.rows_at,
+                vectors.shape[1],
+                *rows.shape,
+            )
+        finally:
+            if threads > 1:
+                faiss.omp_set_num_threads(threads)
         return place.scores
 
     def write(self, native: Any, path: Path) -> None:
