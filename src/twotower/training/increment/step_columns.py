@@ -9,11 +9,14 @@ Legend: `S` steps, `B` examples of each, `U` uniform items, `C = B + U` columns.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from twotower.data.schema import IntArray
 from twotower.model.logits import KnownPositives
 from twotower.model.negatives import columns_holding
 
@@ -31,15 +34,14 @@ class StepColumns(NamedTuple):
     """`[C]`, what `exp(score)` counts with: `exp` of that."""
     lowest: float
     """Of the log weights."""
-    hits: Tensor
-    """`int64[H]`, places of the step's flat `[B, C]` that hold no negatives, ascending by row."""
-    first_hit: list[int]
-    """`B + 1` of them, where the hits of every row begin."""
+    hits: IntArray
+    """`[H]`, places of the step's flat `[B, C]` that hold no negatives, ascending by row."""
 
     def hits_of(self, rows: range) -> Tensor:
         """Return the places of a flat `[rows, C]` that hold no negatives."""
-        found = self.hits[self.first_hit[rows.start] : self.first_hit[rows.stop]]
-        return found - rows.start * len(self.items)
+        width = len(self.items)
+        first, last = np.searchsorted(self.hits, (rows.start * width, rows.stop * width))
+        return torch.from_numpy(self.hits[first:last] - rows.start * width)
 
 
 def columns_of_steps(
@@ -53,21 +55,13 @@ def columns_of_steps(
         num_rows: `B`.
         known: by rows over all steps, besides their positives; None for none.
     """
-    rows, hits = _find_hits(items, num_rows, known)
-    first = torch.searchsorted(rows, torch.arange(items.shape[0] * num_rows + 1)).tolist()
+    hits, size = _find_hits(items, num_rows, known), num_rows * items.shape[1]
+    bounds = np.searchsorted(hits, np.arange(len(items) + 1) * size).tolist()
     log_weight = log_count.amin(1, keepdim=True) - log_count
     weight, lowest = log_weight.exp(), log_weight.amin(1).tolist()
-    for number in range(len(items)):
-        start = number * num_rows
-        begin, *_, end = bounds = first[start : start + num_rows + 1]
-        yield StepColumns(
-            items[number],
-            log_weight[number],
-            weight[number],
-            lowest[number],
-            hits[begin:end] - start * items.shape[1],
-            [place - begin for place in bounds],
-        )
+    for number, (first, last) in enumerate(pairwise(bounds)):
+        own = hits[first:last] - number * size
+        yield StepColumns(items[number], log_weight[number], weight[number], lowest[number], own)
 
 
 def _find_hits(items: Tensor, num_rows: int, known: KnownPositives | None) -> tuple[Tensor, Tensor]:
@@ -81,4 +75,5 @@ def _find_hits(items: Tensor, num_rows: int, known: KnownPositives | None) -> tu
     num_items = int(torch.maximum(items.max(), wanted.max())) + 1
     key = rows // num_rows * num_items + wanted
     found, columns = columns_holding(rows, key, (step * num_items + items).flatten(), own)
-    return found, found * width + columns % width
+    places: IntArray = (found * width + columns % width).numpy()
+    return places
