@@ -323,6 +323,18 @@ def test_conditions_get_the_effort_that_their_own_target_needs(
     assert opened.filter_factor == choice.trials[0].filter_factor
 
 
+def test_the_oracle_knows_conditions_and_changes() -> None:
+    ids, vectors = random_items(2000)
+    index, exact = FrozenIndex.build(Ivf(), ids, vectors), ExactIndex.build(ids, vectors)
+    for each in (index, exact):
+        each.delete(ids[:100])
+        each.upsert(ids[50:60], -vectors[50:60])
+    queries = random_items(20, seed=1)[1]
+    for allowed in (None, ids[:1000], ids[1:60]):
+        wanted = exact.search(queries, 30, allowed=allowed)
+        _assert_equal(index.search_exactly(queries, 30, allowed), wanted)
+
+
 def test_an_index_of_format_1_is_searched_under_conditions_as_it_was(tmp_path: Path) -> None:
     index = FrozenIndex.build(Ivf(), *random_items(2000))
     index.filter_factor = 3.0

@@ -138,10 +138,11 @@ class FrozenIndex(TunableIndex):
         """See `TunableIndex.search_exactly`."""
         base, _, live, added = self._snapshot
         checked = check_search(queries, self._dimensions, k, None)
-        if allowed is not None:
+        if allowed is None:
+            found = base.search(checked, k, gone=live.hiding_nothing().hidden_rows())
+        else:
+            found = base.search(checked, k, among=_allowing(base, live, allowed).rows)
             added = added.take(added.allowed_rows(allowed))
-            live = _allowing(base, live, allowed)
-        found = base.search(checked, k, gone=live.hiding_nothing().hidden_rows())
         return merge(found, added.search(checked, k), k)
 
     def search(
