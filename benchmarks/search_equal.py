@@ -40,7 +40,7 @@ class Point(NamedTuple):
 
     engine: str
     target: float
-    index: FrozenIndex
+    built: FrozenIndex
     effort: int
     ann_recall: float
 
@@ -105,10 +105,10 @@ def measured(points: list[Point], found: SearchSet) -> dict[Point, tuple[float, 
     best = dict.fromkeys(points, (np.inf, np.inf))
     for _ in range(TURNS):
         for point in points:
-            point.index.effort = point.effort
-            batch = processor_s(partial(point.index.search, found.queries, K))
+            point.built.effort = point.effort
+            batch = processor_s(partial(point.built.search, found.queries, K))
             singles = [
-                processor_s(partial(point.index.search, query[None], K))
+                processor_s(partial(point.built.search, query[None], K))
                 for query in found.queries[:SINGLES]
             ]
             before = best[point]

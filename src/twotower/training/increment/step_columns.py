@@ -64,8 +64,8 @@ def columns_of_steps(
         yield StepColumns(items[number], log_weight[number], weight[number], lowest[number], own)
 
 
-def _find_hits(items: Tensor, num_rows: int, known: KnownPositives | None) -> tuple[Tensor, Tensor]:
-    """Return rows over all steps, ascending, and the places of a flat `[S * B, C]` in them."""
+def _find_hits(items: Tensor, num_rows: int, known: KnownPositives | None) -> IntArray:
+    """Return places of a flat `[S * B, C]`, ascending by row."""
     steps, width = items.shape
     step = torch.arange(steps)[:, None]
     rows, wanted = torch.arange(steps * num_rows), items[:, :num_rows].flatten()
