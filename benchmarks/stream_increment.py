@@ -104,12 +104,16 @@ def examples_of(task: workload.Task, start: int) -> JoinedExamples:
 
 
 def arithmetic(settings: IncrementSettings) -> float:
-    """Return the events a second of the products alone: tower, scores, and both of their ways."""
+    """Return the events a second of the products alone: tower, scores, and both of their ways.
+
+    Of vectors of about unit length: what overflows, or nearly vanishes, takes ten times as long.
+    """
     batch, columns = settings.batch_size, settings.batch_size + settings.uniform
     inputs = torch.randn(batch, workload.ID_DIM + 4 * workload.FEATURE_DIM)
     first = torch.randn(inputs.shape[1], workload.HIDDEN)
     second = torch.randn(workload.HIDDEN, workload.VECTOR_DIM)
-    items = torch.randn(columns, workload.VECTOR_DIM)
+    items = torch.nn.functional.normalize(torch.randn(columns, workload.VECTOR_DIM), dim=1)
+    second /= ((inputs @ first) @ second).norm(dim=1).max()
 
     def step() -> None:
         users = (inputs @ first) @ second
