@@ -49,32 +49,47 @@ class Row(NamedTuple):
     model: Mapping[str, Any] = {}
 
 
-MAIN: Final = "listwise, uniform"
+MAIN: Final = "listwise, 8,192 uniform"
+_LONG: Final = {"base": {"uniform": 16384, "epochs": 16, "table_learning_rate": 0.4}}
+_SHORT: Final = {"base": {"uniform": 2048, "epochs": 4}}
+
+
+def _drawn(loss: str) -> dict[str, Any]:
+    """Return another loss, which takes part of the negatives; all would cost ten times as much."""
+    return {"loss": loss, "negatives": {"per_positive": 256}}
+
+
+def _short(name: str, **training: Any) -> Row:
+    """Return what changes around a quarter of the negatives and half of the epochs."""
+    return Row(f"short: {name}", {**_SHORT, **training})
+
+
 ROWS: Final = (
     Row(MAIN),
     Row(
+        "listwise, 16,384 uniform, 16 epochs, rate 0.4, user IDs hidden on 0.3",
+        {**_LONG, "id_dropout": {"user": 0.3}},
+    ),
+    _short("listwise, 2,048 uniform"),
+    _short(
         "listwise, in batch and uniform, logQ",
-        {"negatives": {"in_batch": True, "correction": "mixture"}},
+        negatives={"in_batch": True, "correction": "mixture"},
     ),
-    Row("listwise, in batch and uniform", {"negatives": {"in_batch": True}}),
-    Row(
-        "cosine contrastive",
-        {"loss": "cosine_contrastive", "margin": 0.4, "negative_weight": 150.0},
+    _short("listwise, in batch and uniform, no logQ", negatives={"in_batch": True}),
+    _short(
+        "listwise, in batch alone, logQ",
+        base={"uniform": 0, "epochs": 4},
+        negatives={"in_batch": True, "correction": "mixture"},
     ),
-    Row("pairwise logistic", {"loss": "pairwise_logistic"}),
-    Row("pointwise", {"loss": "pointwise"}),
-    Row("2,048 uniform", {"base": {"uniform": 2048}}),
-    Row(
-        "16,384 uniform, 16 epochs, rate 0.4, user IDs hidden on 0.3",
-        {
-            "base": {"uniform": 16384, "epochs": 16, "table_learning_rate": 0.4},
-            "id_dropout": {"user": 0.3},
-        },
+    _short("pairwise logistic, 256 a positive", **_drawn("pairwise_logistic")),
+    _short("pointwise, 256 a positive", **_drawn("pointwise")),
+    _short(
+        "cosine contrastive, margin 0.7, weight 150, 256 a positive",
+        **_drawn("cosine_contrastive"),
+        margin=0.7,
+        negative_weight=150.0,
     ),
-    Row("history table of its own", {}, {"history_table": "own"}),
-    Row("towers that begin at random", {}, {"linear_start": "random"}),
-    Row("history none", {}, {"history_length": 0}),
-    Row("temperature 0.07", {"temperature": 0.07}),
-    Row("temperature 0.15", {"temperature": 0.15}),
-    Row("temperature 0.2", {"temperature": 0.2}),
+    _short("temperature 0.07", temperature=0.07),
+    _short("temperature 0.15", temperature=0.15),
+    _short("temperature 0.2", temperature=0.2),
 )
