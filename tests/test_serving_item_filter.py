@@ -210,3 +210,11 @@ def test_items_of_the_day_are_filtered_by_the_features_that_they_came_with(
     assert ids(again, condition(feature="price", at_least=2.9)) == ids(
         newer, condition(feature="price", at_least=2.9)
     )
+
+
+def test_a_filter_that_is_remembered_never_changes(retriever: Retriever) -> None:
+    given = [condition(feature="genre", any_of=["genre 1"])]
+    mask = retriever.filter.allowed(given).mask
+    assert mask is not None
+    assert not mask.flags.writeable, "else an index works it out anew for every request"
+    assert retriever.filter.allowed(given).mask is mask

@@ -220,7 +220,7 @@ def test_abuse_leaves_no_files_memory_or_requests_behind(server: RunningServer) 
                     connection.sendall(part)
                     connection.close()  # gone, in the middle of it or before the answer
 
-    eventually(lambda: num_files() < 40 and server.metric("twotower_inflight_requests") == 1)
+    eventually(lambda: num_files() < 60 and server.metric("twotower_inflight_requests") == 1)
     files = num_files()
     abuse()
     eventually(lambda: server.metric("twotower_inflight_requests") == 1)

@@ -9,7 +9,8 @@ import signal
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any, NamedTuple, cast
 
 import msgspec
 import numpy as np
@@ -33,13 +34,14 @@ from twotower.config import load_project
 from twotower.data.days import ImportedData
 from twotower.data.features import FeatureSpec
 from twotower.data.ids import Id
-from twotower.data.imported_profiles import readable_profiles
+from twotower.data.imported_profiles import imported_profiles, readable_profiles
 from twotower.data.settings import FeatureSettings, TimeUnit
 from twotower.errors import ConfigError, NotReady
 from twotower.index.settings import IndexSettings
 from twotower.publishing.publisher import publish
 from twotower.publishing.store import ModelStore
 from twotower.serving.answer import Answer
+from twotower.serving.profiles import open_profiles
 from twotower.serving.redis_profiles import fill_profiles
 from twotower.serving.retriever import Retriever
 from twotower.serving.settings import ProfileSettings
@@ -310,6 +312,29 @@ def test_a_url_of_something_else_is_refused_and_not_repeated(url: str) -> None:
     with pytest.raises(ValueError, match="begins with redis://") as refused:
         ProfileSettings(url=url)
     assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("url", ["redis://:se#cret@host:6379/0", "redis://:se/cret@h:6379"])
+def test_a_password_that_must_be_encoded_is_not_repeated(url: str) -> None:
+    with pytest.raises(ValueError, match="percent-encode") as refused:
+        ProfileSettings(url=url)
+    assert "cret" not in str(refused.value)
+
+
+def test_an_option_of_the_client_that_is_wrong_is_one_clear_error() -> None:
+    pytest.importorskip("redis", reason="redis is not installed")
+    wrong = ProfileSettings(store="redis", url="redis://:secret@127.0.0.1:1/0?socket_timeout=abc")
+    with pytest.raises(ConfigError, match=r"serving\.profiles\.url") as refused:
+        fill_profiles(wrong, [], 0)
+    assert "secret" not in str(refused.value)
+    with pytest.raises(ConfigError, match=r"serving\.profiles\.url"):
+        open_profiles(wrong)
+
+
+def test_a_feature_that_the_import_has_not_is_named() -> None:
+    data = cast(ImportedData, SimpleNamespace(users=lambda: pl.DataFrame({"user_id": [7]})))
+    with pytest.raises(NotReady, match="expected the feature 'joined' of users in the import"):
+        imported_profiles(data, {"joined": FeatureSettings(kind="numeric")})
 
 
 def test_nobody_there_takes_no_profiles() -> None:

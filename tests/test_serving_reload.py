@@ -92,6 +92,23 @@ def test_it_follows_activations_and_roll_backs(project: Project) -> None:
     assert project.changes == 3
 
 
+def test_a_roll_back_while_the_next_one_is_verified_ends_the_waiting(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.publish(1)
+    assert project.served() == ("g-000001", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(project.follower, "_verified", lambda generation: False)
+        project.publish(2)
+        assert project.served() == ("g-000001", 1)
+        assert project.follower.is_awaiting
+        project.publish(3)
+        assert project.served() == ("g-000001", 1)
+        project.store.activate("g-000001", force=True)
+        assert project.served() == ("g-000001", 4)
+    assert not project.follower.is_awaiting
+
+
 def test_searches_that_an_index_lost_are_counted_through_a_swap(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -312,5 +329,6 @@ def test_the_thread_follows_and_stops(tmp_path: Path) -> None:
     assert served is not None
     assert served.activation.generation == "g-000001"
     project.follower.stop()
+    served = project.follower.served
     project.publish(2)
     assert project.follower.served is served

@@ -124,6 +124,28 @@ def test_what_the_verifier_found_damaged_is_refused_unread_until_repaired(
     assert project.read == ["g-000001"] * 2
 
 
+@pytest.mark.parametrize("error", [CorruptArtifact, OSError])
+@pytest.mark.parametrize("is_past", [False, True])
+def test_what_could_not_be_read_is_read_again_after_a_while(
+    project: Project, monkeypatch: pytest.MonkeyPatch, error: type[Exception], *, is_past: bool
+) -> None:
+    monkeypatch.setattr(verifier, "_AGAIN_S", 0.0 if is_past else 60.0)
+    generation = project.publish(1)
+
+    def failing(generation: Generation, *given: object) -> None:
+        raise error("a bad page")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Generation, "verify", failing)
+        project.look()
+    with pytest.raises(CorruptArtifact, match="a bad page"):
+        project.verified(generation)
+    project.look()
+    assert len(project.read) == is_past
+    if is_past:
+        assert project.verified(generation)
+
+
 def test_a_file_that_changes_while_it_is_read_has_no_verdict(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,7 @@ EffectiveOption = Annotated[
 ]
 OriginOption = Annotated[bool, typer.Option("--origin", help="Show where each setting came from.")]
 
-_PASSWORD: Final = re.compile(r"(://[^/@:]*:).*(?=@)|([?&]password=)[^&]*")
+_PASSWORD: Final = re.compile(r"(://[^/@:]*:).*(?=@)|([?&]\w*password=)[^&]*")
 """Of a URL: `redis://user:PASSWORD@host`."""
 
 _config = typer.Typer(no_args_is_help=True)

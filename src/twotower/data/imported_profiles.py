@@ -26,11 +26,16 @@ def imported_profiles(
     profile encodes it as training did: times in the feature's unit, lists as lists.
 
     Raises:
-        NotReady: the import has no table of users.
+        NotReady: the import has no table of users, or was made before a feature was named.
     """
     frame = data.users()
     if frame is None:
         raise NotReady("expected a table of users in the import; name one in [users], import again")
+    if absent := [name for name in features if name not in frame.columns]:
+        raise NotReady(
+            f"expected the feature '{absent[0]}' of users in the import, found "
+            f"{frame.columns[1:]}; nothing was written; import again"
+        )
     return len(frame), readable_profiles(frame, features)
 
 

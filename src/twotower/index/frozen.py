@@ -219,11 +219,12 @@ def open_frozen(engine: NativeEngine, folder: Path, header: IndexHeader, mmap: b
     if len(base.ids):
         native = engine.open(folder / engine.file_name, mmap, base.vectors.shape)
     snapshot = _Snapshot(base, native, SharedMask(live), added)
-    if header.effort is None or header.effort < 1 or snapshot.num_items() != header.num_items:
+    effort, factor, found = header.effort, header.filter_factor, snapshot.num_items()
+    if effort is None or min(effort, factor) < 1 or found != header.num_items:
         raise CorruptArtifact(
-            f"the index in {folder} was not loaded: expected {header.num_items} items and an "
-            f"effort, found {snapshot.num_items()} and {header.effort}; publish it again"
+            f"the index in {folder} was not loaded: expected {header.num_items} items and efforts "
+            f"from 1, found {found} and {(effort, factor)}; publish it again"
         )
-    index = FrozenIndex(engine, snapshot, header.effort)
-    index.filter_factor = header.filter_factor
+    index = FrozenIndex(engine, snapshot, effort)
+    index.filter_factor = factor
     return index

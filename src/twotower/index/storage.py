@@ -95,7 +95,7 @@ def read_header(folder: Path) -> IndexHeader:
         raise _refused(folder, f"{_HEADER_NAME} cannot be read: {error}") from error
     if header.magic != _MAGIC or header.format_version not in _READ_VERSIONS:
         found = f"{header.magic!r} version {header.format_version}"
-        raise _refused(folder, f"expected {_MAGIC!r} version {_FORMAT_VERSION}, found {found}")
+        raise _refused(folder, f"expected {_MAGIC!r} version 1 to {_FORMAT_VERSION}, found {found}")
     sizes = file_sizes(folder)
     del sizes[_HEADER_NAME]
     if sizes != header.files:

@@ -13,9 +13,9 @@ from torch import Tensor
 from twotower.model.logits import Columns, Hits
 from twotower.model.negatives import columns_holding
 
-__all__ = ["ColumnTable", "OwnVectors", "find_hits", "weigh", "weigh_uniform"]
+__all__ = ["MAX_EXPONENT", "ColumnTable", "OwnVectors", "find_hits", "weigh", "weigh_uniform"]
 
-_MAX_EXPONENT: Final = 75.0
+MAX_EXPONENT: Final = 75.0
 """`exp` of it, summed over a batch, and its inverse are normal numbers of float32."""
 
 
@@ -68,7 +68,7 @@ def weigh(
     own_log_factor = own_log_weight - highest - log_weight[own]
     bound = scaled.norm(dim=1).max() * vectors.norm(dim=1).max()
     spread = own_log_factor.abs().max() - log_weight.min()
-    is_bounded = _can_bound(scaled) and bool(bound + spread <= _MAX_EXPONENT)
+    is_bounded = _can_bound(scaled) and bool(bound + spread <= MAX_EXPONENT)
     hits = columns.hits or find_hits(columns, places, len(scaled), in_batch=True)
     factors = OwnVectors(own, own_log_factor.exp() if is_bounded else own_log_factor)
     return _table(vectors, log_weight, highest, hits, is_bounded)._replace(own=factors)
@@ -92,7 +92,7 @@ def weigh_uniform(
     log_weight = log_weight - highest
     bound = scaled.norm(dim=1).max() * own_vectors.norm(dim=1).max() - log_weight.min()
     most = torch.maximum(bound, (positives - highest).abs().max())
-    is_bounded = _can_bound(scaled) and bool(most <= _MAX_EXPONENT)
+    is_bounded = _can_bound(scaled) and bool(most <= MAX_EXPONENT)
     hits = columns.hits or find_hits(columns, places, len(scaled), in_batch=False)
     table = _table(own_vectors, log_weight, highest, hits, is_bounded)
     return table._replace(positives=positives)

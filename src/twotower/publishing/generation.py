@@ -27,14 +27,14 @@ from twotower.publishing.manifest import (
     digest_bytes,
 )
 
-__all__ = ["Fingerprint", "Generation", "open_array"]
+__all__ = ["FolderFingerprint", "Generation", "open_array"]
 
 _MAX_MANIFEST_BYTES: Final = 64 << 20
 _TRAINING: Final = "checkpoint/"
 """Files from which the next night starts."""
 
 
-class Fingerprint(NamedTuple):
+class FolderFingerprint(NamedTuple):
     """Device, inode, size and times of every file of a generation.
 
     Whoever writes to a file, replaces it or adds one makes another fingerprint, but for writes
@@ -84,7 +84,7 @@ class Generation:
         """The plain name, `g-000001`."""
         return self.manifest.name
 
-    def fingerprint(self) -> Fingerprint:
+    def fingerprint(self) -> FolderFingerprint:
         """Return what the file system says of every file; no file is read.
 
         Raises:
@@ -97,7 +97,7 @@ class Generation:
             mark = (member, found.st_dev, found.st_ino, found.st_size, *times_ns)
             digest.update(f"{mark}\n".encode())
             changed_ns = max(changed_ns, *times_ns)
-        return Fingerprint(digest.hexdigest(), changed_ns)
+        return FolderFingerprint(digest.hexdigest(), changed_ns)
 
     def verify(self, at_chunk: Callable[[], None] = at_no_chunk) -> None:
         """Read every file and compare it with the manifest.

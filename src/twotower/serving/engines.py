@@ -36,10 +36,9 @@ def import_index_engine(data_path: Path) -> None:
     Whatever is wrong with what is live is said by the workers, which load it.
     """
     from twotower.index.faiss import load_faiss
-    from twotower.index.storage import read_header
     from twotower.publishing.store import ModelStore
 
     with contextlib.suppress(TwoTowerError, OSError):
         generation, _ = ModelStore(data_path).open_live(verify=False)
-        if read_header(generation.file("index")).engine.startswith("faiss"):
+        if generation.manifest.index.engine.startswith("faiss"):
             load_faiss()

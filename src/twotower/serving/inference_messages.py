@@ -5,6 +5,7 @@ KServe, Seldon and Triton speak it: https://github.com/kserve/open-inference-pro
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -26,6 +27,7 @@ __all__ = [
     "ServerMetadata",
     "Tensor",
     "TensorMetadata",
+    "flat",
 ]
 
 MODEL: Final = "twotower"
@@ -138,3 +140,12 @@ class InferResponse(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     model_version: Annotated[str, Meta(description="The generation.")]
     id: str | None = None
     outputs: list[OutputTensor]
+
+
+def flat(data: list[Any]) -> Iterator[Any]:
+    """Yield the values of a tensor that is flat, or nested as its shape says."""
+    for value in data:
+        if isinstance(value, list):
+            yield from value
+        else:
+            yield value

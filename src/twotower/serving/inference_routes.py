@@ -26,6 +26,7 @@ from twotower.serving.inference_messages import (
     ServerMetadata,
     Tensor,
     TensorMetadata,
+    flat,
 )
 from twotower.serving.messages import MAX_BATCH
 from twotower.serving.problems import Fault, RefusedRequest
@@ -157,22 +158,14 @@ def _users(request: InferRequest) -> Iterator[tuple[Id, dict[str, Any]]]:
 
 def _rows(tensor: Tensor, number: int) -> Iterator[Any]:
     """Yield the value of each row, a list of those that are not empty where it has several."""
-    flat = list(_flat(tensor.data))
+    given = list(flat(tensor.data))
     rows, width = tensor.shape[0], prod(tensor.shape[1:])
-    if len(flat) != rows * width:
-        detail = f"expected {rows * width} values for the shape {tensor.shape}, found {len(flat)}"
+    if len(given) != rows * width:
+        detail = f"expected {rows * width} values for the shape {tensor.shape}, found {len(given)}"
         raise _wrong(f"$.inputs[{number}].data", detail)
     for row in range(rows):
-        values = flat[row * width : (row + 1) * width]
+        values = given[row * width : (row + 1) * width]
         yield values[0] if width == 1 else [value for value in values if value != ""]
-
-
-def _flat(data: list[Any]) -> Iterator[Any]:
-    for value in data:
-        if isinstance(value, list):
-            yield from value
-        else:
-            yield value
 
 
 def _wrong(path: str, detail: str) -> RefusedRequest:

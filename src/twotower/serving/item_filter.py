@@ -29,7 +29,7 @@ BoolArray = npt.NDArray[np.bool_]
 IntArray = npt.NDArray[np.int64]
 
 _REMEMBERED: Final = 16
-"""Filters whose items are remembered, a byte an item each."""
+"""Filters whose items are remembered: a byte an item each, and about as much again in the index."""
 
 
 class WrongCondition(DataError):
@@ -90,9 +90,7 @@ class ItemFilter:
             day_mask &= check.holds(of_day)
             notes += check.notes
         mask[numbers] = day_mask  # these have the features that they came with
-        mask.flags.writeable = (
-            False  # an index keeps what it works out of a mask that never changes
-        )
+        mask.flags.writeable = False  # what never changes is worked out once by an index
         return Allowed(mask, list(dict.fromkeys(notes)))
 
     def _day_items(self) -> tuple[IntArray, EncodedFeatures]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Mapping
+from itertools import islice
 from typing import Any, Final
 
 import msgspec
@@ -17,6 +18,7 @@ import msgspec
 from twotower.data.ids import Id
 from twotower.errors import DataError
 from twotower.serving.exchange import Admission, Call, Handler, Queued, Reply
+from twotower.serving.inference_messages import flat
 from twotower.serving.messages import MAX_BATCH, ItemId
 from twotower.serving.problems import RefusedRequest
 from twotower.serving.profiles import ProfileStore
@@ -59,9 +61,9 @@ def _several(body: bytes) -> list[Id]:
 
 
 def _of_tensor(body: bytes) -> list[Id]:
-    users = [t.data for t in _INFERENCE.decode(body).inputs if t.name == "user_id"]
-    flat = [value for data in users for value in data[:MAX_BATCH]]
-    return [value for value in flat if isinstance(value, int | str)]
+    named = [t.data for t in _INFERENCE.decode(body).inputs if t.name == "user_id"]
+    users = islice(flat(named[-1]) if named else (), MAX_BATCH)  # as the route reads them
+    return [value for value in users if isinstance(value, int | str)]
 
 
 _READERS: Final[Mapping[str, Callable[[bytes], list[Id]]]] = {

@@ -102,6 +102,7 @@ async def look_up_one(settings: ProfileSettings, user: Id) -> StoredProfile:
     """Return one user's profile from the store that is chosen, for somebody who can wait."""
     patient = msgspec.structs.replace(settings, timeout_s=max(settings.timeout_s, _PATIENCE_S))
     store = open_profiles(patient)
-    found = await store.look_up([user], patient.timeout_s)
-    await store.close()
-    return found[0]
+    try:
+        return (await store.look_up([user], patient.timeout_s))[0]
+    finally:
+        await store.close()

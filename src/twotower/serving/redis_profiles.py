@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from twotower.data.ids import Id
-from twotower.errors import MissingExtra, NotReady
+from twotower.errors import ConfigError, MissingExtra, NotReady
 from twotower.progress import SILENT, Progress
 from twotower.serving.profiles import OF_GENERATION, ProfileStore, StoredProfile
 from twotower.serving.settings import ProfileSettings
@@ -28,6 +28,10 @@ __all__ = ["NO_ANSWER", "UNREADABLE", "RedisProfiles", "fill_profiles", "load_re
 NO_ANSWER: Final = "profile_store:no_answer"
 UNREADABLE: Final = "profile_store:unreadable"
 
+_WRONG_URL: Final = (
+    "expected a URL that the Redis client can read, found another in serving.profiles.url; nothing "
+    "was looked up or written; correct it"
+)
 _MAX_CONNECTIONS: Final = 32
 _BATCH: Final = 1000
 _FILL_TIMEOUT_S: Final = 10.0
@@ -60,13 +64,16 @@ class RedisProfiles(ProfileStore):
         self._settings = settings
         self._lost = lost
         self._failures = (redis.RedisError, OSError)
-        pool = redis.asyncio.BlockingConnectionPool.from_url(
-            settings.url,
-            max_connections=_MAX_CONNECTIONS,
-            timeout=None,  # `look_up` bounds everything
-            retry=redis.asyncio.retry.Retry(redis.backoff.NoBackoff(), 0),
-            protocol=2,
-        )
+        try:
+            pool = redis.asyncio.BlockingConnectionPool.from_url(
+                settings.url,
+                max_connections=_MAX_CONNECTIONS,
+                timeout=None,  # `look_up` bounds everything
+                retry=redis.asyncio.retry.Retry(redis.backoff.NoBackoff(), 0),
+                protocol=2,
+            )
+        except ValueError:  # whose text may hold the password
+            raise ConfigError(_WRONG_URL) from None
         self._client = redis.asyncio.Redis.from_pool(pool)
 
     @property
@@ -121,7 +128,10 @@ def fill_profiles(
         NotReady: Redis does not answer; what was written stays, and the same call begins anew.
     """
     redis = load_redis()
-    client = redis.Redis.from_url(settings.url, socket_timeout=_FILL_TIMEOUT_S, protocol=2)
+    try:
+        client = redis.Redis.from_url(settings.url, socket_timeout=_FILL_TIMEOUT_S, protocol=2)
+    except ValueError:
+        raise ConfigError(_WRONG_URL) from None
     num_written = 0
     rest = iter(profiles)
     progress.begin("profiles", num_profiles, "users")

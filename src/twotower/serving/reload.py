@@ -91,8 +91,8 @@ class Follower:
         self._on_change = on_change
         self._verified = verified
         self._turns = turns or Turns(lambda: 0)
-        self._awaited_since_s: float | None = None
-        """Since when a generation's files are being verified."""
+        self._awaited: tuple[str, float] | None = None
+        """The manifest whose files are being verified, and since when."""
         self._retry_at_s = 0.0
         self._refused: tuple[str, int] | None = None
         self._stopping = threading.Event()
@@ -108,6 +108,11 @@ class Follower:
         day = served.day.problems.copy().values() if served else ()
         return "; ".join(filter(None, [self._problem, *day])) or None
 
+    @property
+    def is_awaiting(self) -> bool:
+        """Whether the next generation's files are being verified."""
+        return self._awaited is not None
+
     def start(self) -> None:
         """Begin to follow, in two threads."""
         for thread in self._threads:
@@ -117,7 +122,7 @@ class Follower:
         """Follow what is live now, however long that takes; before `start`."""
         while not self.has_looked.is_set():
             self.tick()
-            time.sleep(_SOON_S if self._awaited_since_s else 0)
+            time.sleep(_SOON_S if self.is_awaiting else 0)
 
     def stop(self) -> None:
         """End the threads, after the load that may be running; `served` stays."""
@@ -129,7 +134,7 @@ class Follower:
     def _loop(self, look: Callable[[], None]) -> None:
         while not self._stopping.is_set():
             look()
-            is_awaited = look == self.tick and self._awaited_since_s is not None
+            is_awaited = look == self.tick and self.is_awaiting
             self._stopping.wait(_SOON_S if is_awaited else self._settings.poll_s)
 
     def tick_day(self) -> None:
@@ -158,7 +163,7 @@ class Follower:
                 raise CorruptArtifact("nothing is live any more; the last one is served still")
         except Exception as error:
             self._refuse(activation, error)
-        if not self.has_looked.is_set() and self._awaited_since_s is None:
+        if not self.has_looked.is_set() and not self.is_awaiting:
             self._tell()  # there was nothing to look at
 
     def _is_left_alone(self, activation: Activation) -> bool:
@@ -174,6 +179,7 @@ class Follower:
                 f"{served.activation.sequence}; a newer activation will be followed"
             )
         if served is not None and live.manifest == served.activation.manifest:
+            self._awaited = None  # a roll-back came while the next one was verified
             if live.sequence > served.activation.sequence:
                 self._reactivate(live)
             elif self._problem is not None:
@@ -185,12 +191,13 @@ class Follower:
 
     def _may_load(self, generation: Generation) -> bool:
         """Return whether its files were verified; if not yet, the next look comes soon."""
-        now_s = time.perf_counter()
-        since_s, self._awaited_since_s = self._awaited_since_s or now_s, None
+        awaited, self._awaited = self._awaited, None
+        if awaited is None or awaited[0] != generation.digest:
+            awaited = (generation.digest, time.perf_counter())
         if not self._verified(generation):
-            self._awaited_since_s = since_s
+            self._awaited = awaited
             return False
-        self._metrics.publish_phase(_KIND, "verify", time.perf_counter() - since_s)
+        self._metrics.publish_phase(_KIND, "verify", time.perf_counter() - awaited[1])
         return True
 
     def _load(self, generation: Generation, activation: Activation) -> Served:

@@ -25,7 +25,7 @@ _REPLAYED: Final = ((b"idempotent-replayed", b"true"),)
 _KEY: Final = re.compile(rb"[\x21-\x7e]{1,255}")
 _MAX_BYTES: Final = 16_000_000
 
-Named = tuple[str | None, bytes]
+_Named = tuple[str | None, bytes]
 """The API key and what it calls the request: nobody reads the receipts of others."""
 
 
@@ -41,7 +41,7 @@ class Repeats:
     def __init__(self, num_keys: int) -> None:
         """Keep at most so many receipts; 0 keeps none."""
         self._num_keys = num_keys
-        self._kept: OrderedDict[Named, _Kept] = OrderedDict()
+        self._kept: OrderedDict[_Named, _Kept] = OrderedDict()
         self._num_bytes = 0
 
     async def once(
@@ -61,7 +61,11 @@ class Repeats:
         if key is None:
             return await store()
         if not _KEY.fullmatch(key):
-            raise RefusedRequest(400, "expected 1 to 255 visible ASCII characters as the key")
+            raise RefusedRequest(
+                400,
+                "expected 1 to 255 visible ASCII characters as the Idempotency-Key, found others; "
+                "nothing was stored: send the body again under such a key",
+            )
         if not self._num_keys:
             return await store()
         named, digest = (owner, key), hashlib.sha256(body).digest()
@@ -69,13 +73,16 @@ class Repeats:
         if kept is None:
             return await self._first(named, digest, store)
         if kept.digest != digest:
-            detail = "this Idempotency-Key came with another body before; nothing was stored"
+            detail = (
+                "expected the body that this Idempotency-Key came with before, found another; "
+                "nothing was stored: send it under a key of its own"
+            )
             raise RefusedRequest(409, detail)
         reply = await asyncio.shield(kept.reply)
         return reply._replace(headers=(*reply.headers, *_REPLAYED))
 
     async def _first(
-        self, named: Named, digest: bytes, store: Callable[[], Awaitable[Reply]]
+        self, named: _Named, digest: bytes, store: Callable[[], Awaitable[Reply]]
     ) -> Reply:
         kept = _Kept(digest, asyncio.get_running_loop().create_future())
         self._kept[named] = kept
@@ -92,13 +99,17 @@ class Repeats:
 
     def _forget(self) -> None:
         """Forget the oldest receipts beyond the limits; one that is being made stays."""
-        for named in list(self._kept):
-            if len(self._kept) <= self._num_keys and self._num_bytes <= _MAX_BYTES:
-                return
-            reply = self._kept[named].reply
-            if reply.done():
-                self._num_bytes -= len(reply.result().body)
-                del self._kept[named]
+        too_many = len(self._kept) - self._num_keys
+        too_long = self._num_bytes - _MAX_BYTES
+        oldest: list[_Named] = []
+        for named, kept in self._kept.items():
+            if too_many <= len(oldest) and too_long <= 0:
+                break
+            if kept.reply.done():
+                oldest.append(named)
+                too_long -= len(kept.reply.result().body)
+        for named in oldest:
+            self._num_bytes -= len(self._kept.pop(named).reply.result().body)
 
 
 def _tell(waiting: asyncio.Future[Reply], error: BaseException) -> None:

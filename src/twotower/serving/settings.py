@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Annotated, Final, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -23,7 +24,9 @@ class ProfileSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     """Of Redis; `rediss://` for TLS. A password belongs into `TWOTOWER_SERVING__PROFILES__URL`, as
     in `redis://:PASSWORD@host:6379/0`, and is never shown."""
     timeout_s: Annotated[float, msgspec.Meta(gt=0, le=10)] = 0.02
-    """How long a request waits for Redis; then it is answered from what the generation has."""
+    """How long a request waits for Redis; then it is answered from what the generation has. While
+    it waits it counts as one that waits to be answered, so a Redis that hangs looks like overload:
+    keep this short."""
     prefix: Annotated[str, msgspec.Meta(min_length=1, max_length=200)] = "twotower:profile:"
     """Of the keys in Redis; the user's ID follows."""
 
@@ -31,6 +34,13 @@ class ProfileSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
         """Refuse a URL that names no Redis, without repeating it: it may hold a password."""
         if not self.url.startswith(_REDIS_SCHEMES):
             raise ValueError(f"expected a URL that begins with {', '.join(_REDIS_SCHEMES)}")
+        try:
+            urlsplit(self.url).port  # noqa: B018  # reading it is the check
+        except ValueError:
+            raise ValueError(
+                "expected a URL of Redis with host and port, found another; in a password "
+                "percent-encode what is neither letter nor digit"
+            ) from None
 
 
 class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -30,6 +30,8 @@ _LOOK_S: Final = 0.05
 """Looking is reading a small file; this process answers nobody."""
 _VERDICTS: Final = 8
 """That are remembered."""
+_AGAIN_S: Final = 5.0
+"""Until bad files are read again."""
 _SETTLED_NS: Final = 50_000_000
 """Files that changed less long ago are looked at later: within some milliseconds a kernel gives all
 changes the same time, and the second one would not be seen."""
@@ -49,6 +51,8 @@ class Verifier:
         self._board = board
         self._verdicts: deque[Verdict] = deque(maxlen=_VERDICTS)
         self._step = 0
+        self._again_at_s = 0.0
+        """When files that were found bad are read again: once is not for ever."""
         self._settled: int | None = None
         """Activation of which everything is said."""
 
@@ -81,19 +85,23 @@ class Verifier:
             return False
         key = (generation.digest, found.digest)
         for verdict in self._verdicts:
-            if (verdict.manifest, verdict.files) == key:
+            is_same = (verdict.manifest, verdict.files) == key
+            if is_same and (verdict.problem is None or time.monotonic() < self._again_at_s):
                 return verdict.problem is None
         problem = self._problem(generation)
         if generation.fingerprint() != found:
             return False  # it changed while it was read
-        self._verdicts.append(Verdict(*key, problem))
+        if problem is not None:
+            self._again_at_s = time.monotonic() + _AGAIN_S
+        kept = [one for one in self._verdicts if (one.manifest, one.files) != key]
+        self._verdicts = deque([*kept, Verdict(*key, problem)], maxlen=_VERDICTS)
         self._tell()
         return problem is None
 
     def _problem(self, generation: Generation) -> str | None:
         try:
             generation.verify(self._tell)
-        except CorruptArtifact as error:
+        except (CorruptArtifact, OSError) as error:
             return str(error)
         return None
 

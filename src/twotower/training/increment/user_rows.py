@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from twotower.checkpoint import Checkpoint
+from twotower.model.column_table import MAX_EXPONENT
 from twotower.model.embedding_table import Lookup
 from twotower.model.folded_tower import Folded, FoldedTower
 from twotower.model.lanes import MAX_LANES, run_in_lanes
@@ -35,8 +36,6 @@ __all__ = ["UserRowsPass"]
 
 _STEPS_AT_ONCE: Final = 16
 """Steps whose columns are found together."""
-_MAX_EXPONENT: Final = 75.0
-"""`exp` of it, summed over a step, and its inverse are normal numbers of float32."""
 
 
 class _Step(NamedTuple):
@@ -169,7 +168,7 @@ class UserRowsPass:
         vectors, share = self._items.index_select(0, columns.items), self._weight[own]
         highest = vectors.norm(dim=1).max().item() / self._rules.temperature
         weighted = None
-        if highest - columns.lowest <= _MAX_EXPONENT:  # which no sum of exponentials exceeds
+        if highest - columns.lowest <= MAX_EXPONENT:  # which no sum of exponentials exceeds
             weighted = vectors * columns.weight[:, None]
         ids = self._table.lookup(self._rows[own])
         step = _Step(own.start, columns, vectors, weighted, ids, share / share.sum())
