@@ -72,9 +72,7 @@ class _Faiss(NativeEngine):
         faiss = load_faiss()
         place = self._own.place_of(faiss, queries, rows)
         threads = faiss.omp_get_max_threads() if len(queries) == 1 else 1
-        if (
-            threads > 1
-        ):  # this thread's own setting: to wake others for one query takes milliseconds
+        if threads > 1:  # of this thread alone: to wake others for one query takes milliseconds
             faiss.omp_set_num_threads(1)
         try:
             faiss.fvec_inner_products_by_idx(

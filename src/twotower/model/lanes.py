@@ -15,7 +15,7 @@ from typing import Final, NamedTuple, TypeVar
 
 import torch
 
-__all__ = ["MAX_LANES", "num_lanes", "run_in_lanes"]
+__all__ = ["MAX_LANES", "num_lanes", "run_in_lanes", "split_rows"]
 
 MAX_LANES: Final = 8
 """More threads than these share lanes: each lane has buffers of its own."""
@@ -26,6 +26,12 @@ T = TypeVar("T")
 def num_lanes() -> int:
     """Return how many parts run at once: the threads of PyTorch, at most `MAX_LANES`."""
     return min(torch.get_num_threads(), MAX_LANES)
+
+
+def split_rows(num_rows: int, parts: int) -> list[range]:
+    """Return the rows in as many runs, or fewer, as even as can be."""
+    size = -(-num_rows // parts)
+    return [range(start, min(start + size, num_rows)) for start in range(0, num_rows, size)]
 
 
 def run_in_lanes(parts: Sequence[Callable[[], T]], threads: int | None = None) -> list[T]:

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from twotower.model.column_table import ColumnTable, weigh, weigh_uniform
-from twotower.model.lanes import num_lanes, run_in_lanes
+from twotower.model.lanes import num_lanes, run_in_lanes, split_rows
 from twotower.model.logits import Columns, LogitRules
 
 __all__ = ["tiled_listwise"]
@@ -125,16 +125,10 @@ def _run(table: ColumnTable, scaled: Tensor, share: Tensor, wants_items: bool) -
     log_total, user_gradient = scaled.new_empty(len(scaled)), torch.empty_like(scaled)
     parts: list[Callable[[], Tensor]] = [
         partial(_walk, table, scaled, share, rows, log_total, user_gradient, wants_items)
-        for rows in _split(len(scaled), num_lanes() if scaled.device.type == "cpu" else 1)
+        for rows in split_rows(len(scaled), num_lanes() if scaled.device.type == "cpu" else 1)
     ]
     first, *others = run_in_lanes(parts)
     return _Found(log_total, user_gradient, sum(others, start=first))
-
-
-def _split(num_rows: int, parts: int) -> list[range]:
-    """Return the rows in as many runs, or fewer, as even as can be."""
-    size = -(-num_rows // parts)
-    return [range(start, min(start + size, num_rows)) for start in range(0, num_rows, size)]
 
 
 def _walk(

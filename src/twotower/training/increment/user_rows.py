@@ -22,7 +22,7 @@ from twotower.checkpoint import Checkpoint
 from twotower.model.column_table import MAX_EXPONENT
 from twotower.model.embedding_table import Lookup
 from twotower.model.folded_tower import Folded, FoldedTower
-from twotower.model.lanes import MAX_LANES, run_in_lanes
+from twotower.model.lanes import MAX_LANES, run_in_lanes, split_rows
 from twotower.model.negatives import draw_uniform, log_expected_count
 from twotower.training.batches import applied_correction
 from twotower.training.increment.notes import Noted
@@ -172,11 +172,8 @@ class UserRowsPass:
             weighted = vectors * columns.weight[:, None]
         ids = self._table.lookup(self._rows[own])
         step = _Step(own.start, columns, vectors, weighted, ids, share / share.sum())
-        size = -(-len(examples) // min(threads, MAX_LANES))
-        parts = [
-            partial(self._walk, step, range(row, min(row + size, len(examples))))
-            for row in range(0, len(examples), size)
-        ]
+        runs = split_rows(len(examples), min(threads, MAX_LANES))
+        parts = [partial(self._walk, step, rows) for rows in runs]
         losses, gradients = zip(*run_in_lanes(parts, threads), strict=True)
         ids.apply_embedded(torch.cat(gradients), self._settings.learning_rate)
         return float(sum(losses))
